@@ -1,0 +1,1 @@
+"""From a problem, parameters and a batch to a symmetric linear operator."""

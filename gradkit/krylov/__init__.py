@@ -1,0 +1,1 @@
+"""From an operator and a tree to a solution or a factorization; knows no loss."""

@@ -1,0 +1,206 @@
+"""Operator: a symmetric linear map on pytrees, `A @ v`, and its algebra."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jax.tree_util import Partial
+
+from gradkit import tree
+
+PyTree = Any
+
+
+@jax.tree_util.register_pytree_node_class
+@dataclasses.dataclass(frozen=True, eq=False)
+class Operator:
+    """A symmetric linear map on trees like `domain`: `A @ v` is a tree like v.
+
+    A registered pytree: it crosses `jit` as an argument or a result whenever `matvec` is a
+    `jax.tree_util.Partial` over arrays, as the linearizations of `gradkit.curvature` are. A plain
+    function is wrapped in one without arrays, and is recompiled for each new function object.
+
+    Args:
+      matvec: maps a tree like `domain` to one of the same structure, shapes and dtypes. It must be
+        linear, symmetric, and traceable by `jit`.
+      domain: tree of arrays or of `jax.ShapeDtypeStruct`.
+
+    Example:
+      >>> import jax.numpy as jnp, gradkit as gk
+      >>> A = gk.Operator(lambda v: {"x": 2 * v["x"]}, {"x": jnp.zeros(3)})
+      >>> (A + 1.0) @ {"x": jnp.ones(3)}
+      {'x': Array([3., 3., 3.], dtype=float32)}
+    """
+
+    matvec: Callable[[PyTree], PyTree]
+    domain: PyTree
+
+    def __post_init__(self):
+        if not callable(self.matvec):
+            raise TypeError(
+                f"matvec: expected a function of one tree, got {type(self.matvec).__name__}. "
+                "For a matrix M write gk.Operator(lambda v: M @ v, v0)."
+            )
+        matvec = self.matvec if isinstance(self.matvec, Partial) else Partial(self.matvec)
+        object.__setattr__(self, "matvec", matvec)
+        object.__setattr__(self, "domain", tree.shapes(self.domain))
+
+    @property
+    def dimension(self) -> int:
+        """The number of parameters n: A is an n by n matrix."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.domain))
+
+    def __matmul__(self, v: PyTree) -> PyTree:
+        self.check(v)
+        return _apply(self, v)
+
+    def __add__(self, other: Operator | Any) -> Operator:
+        """A + B for an operator on the same domain, A + σI for a scalar σ."""
+        if not isinstance(other, Operator):
+            return Operator(Partial(_shifted, self.matvec, other), self.domain)
+        if _Domain.of(self.domain) != _Domain.of(other.domain):
+            raise ValueError(
+                "A + B needs two operators on the same domain, got\n"
+                f"  {self.domain}\nand\n  {other.domain}"
+            )
+        return Operator(Partial(_sum, self.matvec, other.matvec), self.domain)
+
+    def __mul__(self, factor: Any) -> Operator:
+        return Operator(Partial(_scaled, self.matvec, factor), self.domain)
+
+    __radd__ = __add__
+    __rmul__ = __mul__
+
+    def __neg__(self) -> Operator:
+        return -1.0 * self
+
+    def __sub__(self, other: Operator | Any) -> Operator:
+        return self + (-other)
+
+    def restrict(self, select: Callable[[str], bool]) -> Operator:
+        """Returns the diagonal block of A on the leaves that `select` accepts.
+
+        Args:
+          select: predicate on a leaf's dotted path, such as `lambda path: "bias" in path`.
+
+        Returns:
+          The operator P A Pᵀ. Its domain keeps the structure, with None for each leaf left out.
+
+        Raises:
+          ValueError: no leaf is selected; the message lists the paths there are.
+        """
+        leaves, structure = jax.tree_util.tree_flatten_with_path(self.domain)
+        paths = [tree.path_name(path) for path, _ in leaves]
+        kept = tuple(bool(select(path)) for path in paths)
+        if not any(kept):
+            raise ValueError(f"restrict: no leaf was selected from {', '.join(paths)}")
+        leaves = [x if k else None for (_, x), k in zip(leaves, kept, strict=True)]
+        domain = structure.unflatten(leaves)
+        return Operator(Partial(_Restriction(kept, _Domain.of(self.domain)), self.matvec), domain)
+
+    def dense(self) -> jax.Array:
+        """Returns the (n, n) matrix, leaves in `jax.tree` order, each ravelled row by row.
+
+        Cost: n products and n² numbers; for small problems and tests.
+        """
+        return _dense(self)
+
+    def tree_flatten(self):
+        """The pytree protocol: the arrays are the matvec's."""
+        return (self.matvec,), _Domain.of(self.domain)
+
+    @classmethod
+    def tree_unflatten(cls, domain: _Domain, children):
+        """The pytree protocol."""
+        operator = object.__new__(cls)
+        object.__setattr__(operator, "matvec", children[0])
+        object.__setattr__(operator, "domain", domain.tree())
+        return operator
+
+    def check(self, v: PyTree) -> None:
+        """Raises a `ValueError` that names the leaf if v is not a tree like the domain."""
+        if _Domain.of(tree.shapes(v)) == _Domain.of(self.domain):
+            return
+        expected = dict(jax.tree_util.tree_leaves_with_path(self.domain))
+        got = dict(jax.tree_util.tree_leaves_with_path(tree.shapes(v)))
+        differing = [path for path in {**expected, **got} if expected.get(path) != got.get(path)]
+        lines = "\n".join(
+            f"  {tree.path_name(path) or 'the leaf'}: expected {_text(expected.get(path))}, "
+            f"got {_text(got.get(path))}"
+            for path in differing
+        )
+        raise ValueError(
+            "A @ v: v must have the structure, shapes and dtypes of the operator's domain.\n"
+            + (lines or f"  expected {self.domain}\n  got {tree.shapes(v)}")
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Domain:
+    """A domain in hashable form: what two operators must share to share compiled code."""
+
+    leaves: tuple
+    structure: Any
+
+    @classmethod
+    def of(cls, domain: PyTree) -> _Domain:
+        leaves, structure = jax.tree.flatten(domain)
+        return cls(tuple(leaves), structure)
+
+    def tree(self) -> PyTree:
+        return self.structure.unflatten(self.leaves)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Restriction:
+    """Pᵀ, then A, then P; equal restrictions compare equal, so that jit recognizes them."""
+
+    kept: tuple[bool, ...]
+    domain: _Domain
+
+    def __call__(self, matvec, v):
+        selected = iter(jax.tree.leaves(v))
+        full = [
+            next(selected) if keep else jnp.zeros(x.shape, x.dtype)
+            for keep, x in zip(self.kept, self.domain.leaves, strict=True)
+        ]
+        product = jax.tree.leaves(matvec(self.domain.structure.unflatten(full)))
+        return self.domain.structure.unflatten(
+            [x if keep else None for keep, x in zip(self.kept, product, strict=True)]
+        )
+
+
+def _shifted(matvec, sigma, v):
+    return tree.add_scaled(matvec(v), sigma, v)
+
+
+def _scaled(matvec, factor, v):
+    return tree.scaled(factor, matvec(v))
+
+
+def _sum(matvec_a, matvec_b, v):
+    return tree.add_scaled(matvec_a(v), 1, matvec_b(v))
+
+
+@jax.jit
+def _apply(A: Operator, v: PyTree) -> PyTree:
+    return A.matvec(v)
+
+
+@jax.jit
+def _dense(A: Operator) -> jax.Array:
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), A.domain)
+    flat, unravel = ravel_pytree(zero)
+    columns = jax.lax.map(
+        lambda e: ravel_pytree(A.matvec(unravel(e)))[0], jnp.eye(flat.size, dtype=flat.dtype)
+    )
+    return columns.T
+
+
+def _text(leaf: jax.ShapeDtypeStruct | None) -> str:
+    return "no leaf" if leaf is None else f"{leaf.dtype}{list(leaf.shape)}"

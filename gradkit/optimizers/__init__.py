@@ -1,0 +1,1 @@
+"""Named methods: each a short chain, or a second-order method."""

@@ -1,0 +1,38 @@
+"""Gradient descent, with momentum and Nesterov momentum."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import optax
+
+from gradkit.transforms.chain import chain
+from gradkit.transforms.learning_rate import scale_by_learning_rate
+from gradkit.transforms.momentum import heavy_ball
+
+
+def sgd(
+    learning_rate: optax.ScalarOrSchedule = 1e-2,
+    momentum: Any = None,
+    nesterov: bool = False,
+    accumulator_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Gradient descent: θ ← θ − η g, or θ ← θ − η v with momentum v ← μ v + g.
+
+    Full-batch, mini-batch and single-example descent are this with different batches.
+
+    Source: Robbins & Monro (1951); Polyak (1964); Nesterov (1983).
+
+    Cost: none but the update; one tree of memory with momentum.
+
+    Args:
+      learning_rate: η, a number or a schedule.
+      momentum: μ, 0 ≤ μ < 1; None (default) keeps no velocity.
+      nesterov: see `gk.heavy_ball`.
+      accumulator_dtype: dtype of the velocity; the parameters' by default.
+    """
+    if momentum is None:
+        return chain(scale_by_learning_rate(learning_rate))
+    return chain(
+        heavy_ball(momentum, nesterov, accumulator_dtype), scale_by_learning_rate(learning_rate)
+    )

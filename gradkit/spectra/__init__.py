@@ -1,0 +1,1 @@
+"""From an operator to numbers with errors."""

@@ -1,0 +1,1 @@
+"""One link of a chain per file: pure functions on gradients."""

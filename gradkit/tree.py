@@ -1,0 +1,107 @@
+"""Inner products and bases of pytrees: what `optax.tree` lacks.
+
+A *basis* is a tree whose leaves carry one leading axis of equal length: row j of every leaf is the
+j-th vector. Inner products are sums of elementwise products, never a ravelled copy, so that leaves
+keep whatever sharding they have; they accumulate in float32 at least.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+PyTree = Any
+
+
+def inner(a: PyTree, b: PyTree) -> jax.Array:
+    """Returns ⟨a, b⟩ = Σ Re(ā b), a scalar in `scalar_dtype`.
+
+    Complex leaves count as pairs of real numbers, the geometry in which `jax.grad` descends.
+    """
+
+    def leaf(x, y):
+        x, y = wide(x), wide(y)
+        return jnp.sum(jnp.real(jnp.conj(x) * y) if jnp.iscomplexobj(x) else x * y)
+
+    products = jax.tree.leaves(jax.tree.map(leaf, a, b))
+    return sum(products, start=jnp.zeros((), jnp.float32))
+
+
+def norm(a: PyTree) -> jax.Array:
+    """Returns the Euclidean norm ‖a‖ over all leaves, a scalar."""
+    return jnp.sqrt(inner(a, a))
+
+
+def add_scaled(a: PyTree, alpha: Any, b: PyTree) -> PyTree:
+    """Returns a + α b with the dtypes of a, whatever the dtype of the scalar α."""
+    return jax.tree.map(lambda x, y: (x + alpha * y).astype(x.dtype), a, b)
+
+
+def scaled(alpha: Any, a: PyTree) -> PyTree:
+    """Returns α a with the dtypes of a, whatever the dtype of the scalar α."""
+    return jax.tree.map(lambda x: (alpha * x).astype(x.dtype), a)
+
+
+def scalar_dtype(domain: PyTree) -> jnp.dtype:
+    """Returns the real dtype in which scalars about trees like `domain` are computed.
+
+    The widest of the leaves' dtypes, and float32 at least.
+    """
+    dtypes = [jnp.finfo(leaf.dtype).dtype for leaf in jax.tree.leaves(domain)]
+    return jnp.result_type(jnp.float32, *dtypes)
+
+
+def shapes(domain: PyTree) -> PyTree:
+    """Returns `domain` with every array replaced by its shape and dtype."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), domain)
+
+
+def path_name(path: tuple) -> str:
+    """Returns a leaf's path as dotted text, such as `layers.0.kernel`."""
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def random_unit(key: jax.Array, domain: PyTree) -> PyTree:
+    """Returns a unit vector like `domain`, uniformly distributed on the sphere."""
+    v = optax.tree.random_like(key, domain)
+    return scaled(1 / norm(v), v)
+
+
+def empty_basis(rows: int, domain: PyTree) -> PyTree:
+    """Returns a basis of `rows` zero vectors like `domain`."""
+    return jax.tree.map(lambda x: jnp.zeros((rows, *x.shape), x.dtype), domain)
+
+
+def basis_set(V: PyTree, j: Any, v: PyTree) -> PyTree:
+    """Returns the basis V with its row j replaced by the vector v."""
+    return jax.tree.map(
+        lambda rows, x: jax.lax.dynamic_update_index_in_dim(rows, x, j, axis=0), V, v
+    )
+
+
+def basis_project(V: PyTree, v: PyTree) -> jax.Array:
+    """Returns the coefficients Vᵀv, one for each row of V: shape (rows,)."""
+
+    def leaf(rows, x):
+        return jnp.sum(wide(rows) * wide(x), axis=tuple(range(1, rows.ndim)))
+
+    return jax.tree.reduce(operator.add, jax.tree.map(leaf, V, v))
+
+
+def basis_combine(V: PyTree, c: jax.Array) -> PyTree:
+    """Returns V c: a vector for c of shape (rows,), a basis of k vectors for shape (rows, k)."""
+
+    def leaf(rows):
+        combined = jnp.tensordot(c.T, wide(rows), axes=1, precision=jax.lax.Precision.HIGHEST)
+        return combined.astype(rows.dtype)
+
+    return jax.tree.map(leaf, V)
+
+
+def wide(x: jax.Array) -> jax.Array:
+    """Returns x in the dtype in which its arithmetic is done: float32 at least."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
