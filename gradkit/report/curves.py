@@ -1,0 +1,171 @@
+"""Figures of the training: loss, accuracy, gradient norm and learning rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from gradkit.report.findings import first_not_finite
+from gradkit.report.quantities import finite, tick
+from gradkit.report.svg import INK, drawing, envelope, to_svg
+from gradkit.runner.record import Record, gradient_equivalents
+
+# Okabe and Ito's palette: told apart with every common color vision.
+_COLORS = {"batch": "#999999", "train": "#0072B2", "test": "#D55E00"}
+_LABELS = {"batch": "training batch", "train": "full training set", "test": "test set"}
+_MANY = 200
+
+Getter = Callable[[dict[str, Any]], Any]
+AGAINST: tuple[tuple[str, Getter], ...] = (
+    ("step", lambda line: line["step"]),
+    ("time [s]", lambda line: line.get("time")),
+    ("work [gradient-equivalents]", gradient_equivalents),
+)
+
+
+def loss_figure(record: Record) -> str | None:
+    """Loss against step, time and work; None when no loss is recorded."""
+    keys = {"batch": "loss", "train": "train_loss", "test": "test_loss"}
+    values = _known(record, keys.values())
+    if not values.size:
+        return None
+    with drawing("loss"):
+        figure = Figure(figsize=(10, 3.1), layout="constrained")
+        panels = figure.subplots(1, 3, sharey=True)
+        for axes, (label, getter) in zip(panels, AGAINST, strict=True):
+            _draw_series(axes, record, keys, getter)
+            axes.set_xlabel(label)
+            axes.set_xlim(left=0)
+            _plain_ticks(axes, whole=label == "step")
+        if _spans_a_decade(values):
+            _log_scale(panels[0], values)
+        panels[0].set_ylabel("loss")
+        _mark_divergence(record, panels[:1])
+        _legend(figure, panels[0])
+        return to_svg(figure, "loss")
+
+
+def accuracy_figure(record: Record) -> str | None:
+    """Accuracy against step; None when none is recorded."""
+    keys = {"batch": "accuracy", "train": "train_accuracy", "test": "test_accuracy"}
+    values = _known(record, keys.values())
+    if not values.size:
+        return None
+    with drawing("accuracy"):
+        figure = Figure(figsize=(4.9, 3.2), layout="constrained")
+        axes = figure.subplots()
+        _draw_series(axes, record, keys, AGAINST[0][1])
+        axes.set_xlabel("step")
+        axes.set_ylabel("accuracy [fraction]")
+        _plain_ticks(axes, whole=True)
+        _mark_divergence(record, [axes])
+        _legend(figure, axes)
+        return to_svg(figure, "accuracy")
+
+
+def dynamics_figure(record: Record) -> str | None:
+    """Gradient norm and learning rate against step, whichever are recorded."""
+    rows = [
+        (key, label, color)
+        for key, label, color in (
+            ("gradient_norm", "gradient norm [loss/param]", "#009E73"),
+            ("learning_rate", "learning rate", "#CC79A7"),
+        )
+        if _known(record, [key]).size
+    ]
+    if not rows:
+        return None
+    with drawing("dynamics"):
+        figure = Figure(figsize=(4.9, 3.2), layout="constrained")
+        panels = figure.subplots(len(rows), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, (key, label, color) in zip(panels, rows, strict=True):
+            x, y = _series(record, key, AGAINST[0][1])
+            kept = envelope(y)
+            axes.plot(x[kept], y[kept], color=color, linewidth=1.1, marker=_marker(x))
+            axes.set_title(label, fontsize=9)
+            _plain_ticks(axes, whole=True)
+            if key == "gradient_norm" and np.nanmax(y) > 0:
+                _log_scale(axes, y)
+            else:
+                axes.set_ylim(bottom=min(0.0, np.nanmin(y)))
+        panels[-1].set_xlabel("step")
+        _mark_divergence(record, panels)
+        return to_svg(figure, "dynamics")
+
+
+def _draw_series(axes: Axes, record: Record, keys: dict[str, str], getter: Getter) -> None:
+    for name, key in keys.items():
+        x, y = _series(record, key, getter)
+        if not len(x):
+            continue
+        light = name == "batch"
+        kept = envelope(y)
+        axes.plot(
+            x[kept],
+            y[kept],
+            color=_COLORS[name],
+            label=_LABELS[name],
+            linewidth=0.8 if light else 1.3,
+            alpha=0.75 if light else 1,
+            marker=_marker(x) if light or len(x) > _MANY else "o",
+            markersize=3,
+        )
+
+
+def _series(record: Record, key: str, getter: Getter) -> tuple[np.ndarray, np.ndarray]:
+    """The lines that hold a key, as x and y; a value that is not finite becomes a gap."""
+    pairs = [(finite(getter(line)), finite(line[key])) for line in record.metrics if key in line]
+    pairs = [(x, math.nan if y is None else y) for x, y in pairs if x is not None]
+    x, y = np.array(pairs, dtype=float).reshape(-1, 2).T
+    return (x, y) if np.isfinite(y).any() else (x[:0], y[:0])
+
+
+def _known(record: Record, keys: Any) -> np.ndarray:
+    """All finite values under some keys."""
+    found = [finite(line.get(key)) for line in record.metrics for key in keys]
+    return np.array([value for value in found if value is not None], dtype=float)
+
+
+def _marker(x: np.ndarray) -> str:
+    return "o" if len(x) < 3 else ""
+
+
+def _spans_a_decade(values: np.ndarray) -> bool:
+    return values.min() > 0 and values.max() > 10 * values.min()
+
+
+def _log_scale(axes: Axes, values: np.ndarray) -> None:
+    """A log axis with labels that can be read, also over less than a decade."""
+    positive = values[values > 0]
+    decades = math.log10(np.nanmax(positive) / np.nanmin(positive))
+    axes.set_yscale("log", nonpositive="mask")
+    subs = (1.0, 2.0, 5.0) if decades < 2.5 else (1.0,)
+    axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=7))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _plain_ticks(axes: Axes, *, whole: bool = False) -> None:
+    for axis, integer in ((axes.xaxis, whole), (axes.yaxis, False)):
+        axis.set_major_locator(MaxNLocator(5, steps=(1, 2, 2.5, 5, 10), integer=integer))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
+
+
+def _mark_divergence(record: Record, panels: Any) -> None:
+    """A dotted line where the loss stops being finite, in panels against step."""
+    step = first_not_finite(record)
+    if step is None:
+        return
+    for axes in panels:
+        axes.axvline(step, color=INK, linewidth=0.9, linestyle=":", label="loss not finite")
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", ncols=len(labels))

@@ -1,0 +1,254 @@
+"""A run's config: its schema with every default, and how it is read and written.
+
+All problems of a file are reported at once, each with the place it was written at, and before JAX
+is imported.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
+
+from gradkit.runner.catalog import nearest
+from gradkit.runner.document import Document, Place, describe, read, yaml
+from gradkit.runner.errors import UserError
+from gradkit.runner.members import Member, Schedule, as_written, resolve, spelled_out
+
+__all__ = ["Config", "Data", "Member", "Model", "Schedule", "Spectrum", "dump", "load"]
+
+DATA_SETS = ("digits",)
+
+
+def _problem(message: str) -> PydanticCustomError:
+    return PydanticCustomError("problem", "{message}", {"message": message})
+
+
+def _run_name(name: str) -> str:
+    if not name or name.startswith(".") or set(name) & set("/\\") or not name.isprintable():
+        raise _problem(f"expected a name that can name a folder, got {describe(name)}")
+    return name
+
+
+def _data_source(source: str) -> str:
+    if source in DATA_SETS or source.endswith(".npz"):
+        return source
+    expected = f"expected {' or '.join(DATA_SETS)}, or a path ending in .npz"
+    hint = nearest(source, DATA_SETS).strip()
+    raise _problem(f"{expected}, got {describe(source)}" + (f"; {hint}" if hint else ""))
+
+
+def _members(value: Any) -> tuple[Member, ...]:
+    members, problems = resolve(value)
+    if problems:
+        details = [
+            InitErrorDetails(type=_problem(message), loc=path, input=value)
+            for path, message in problems
+        ]
+        raise ValidationError.from_exception_data("optimizer", details)
+    return members
+
+
+_Whole = Annotated[int, Field(ge=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Data(_Section):
+    """What the model learns from."""
+
+    source: Annotated[str, AfterValidator(_data_source)] = Field(
+        default="digits", description="name of a built-in data set, or path of an .npz with x and y"
+    )
+    test_fraction: float = Field(
+        default=0.2, gt=0, lt=1, description="share of the examples held out for testing"
+    )
+
+
+class Model(_Section):
+    """What learns."""
+
+    name: Literal["mlp"] = Field(default="mlp", description="kind of model")
+    hidden: Annotated[tuple[_Whole, ...], Field(strict=False)] = Field(
+        default=(32,), description="width of each hidden layer [units]"
+    )
+    activation: Literal["relu", "tanh", "gelu", "sigmoid", "silu", "elu", "softplus"] = Field(
+        default="relu", description="nonlinearity after each hidden layer"
+    )
+
+
+class Spectrum(_Section):
+    """How the Hessian of the trained model is looked at."""
+
+    top: _Whole = Field(default=5, description="largest eigenvalues to find [eigenpairs]")
+    bottom: _Whole = Field(default=5, description="smallest eigenvalues to find [eigenpairs]")
+    probes: _Whole = Field(default=10, description="random vectors behind the density [vectors]")
+    steps: _Whole = Field(default=80, description="Lanczos steps from each probe [products]")
+    tol: float = Field(
+        default=1e-5,
+        gt=0,
+        allow_inf_nan=False,
+        description="residual of a converged eigenpair, relative to the largest one found",
+    )
+
+
+class Config(_Section):
+    """One run, in the order in which data meet it."""
+
+    name: Annotated[str, AfterValidator(_run_name)] = Field(
+        default="run", description="name of the run; the config file's name when absent"
+    )
+    seed: int = Field(default=0, ge=0, lt=2**32, description="source of all randomness in the run")
+    data: Data = Field(default=Data(), description="what the model learns from")
+    model: Model = Field(default=Model(), description="what learns")
+    optimizer: Annotated[tuple[Member, ...], PlainValidator(_members)] = Field(
+        description="one optimizer, or the members of a chain in order"
+    )
+    batch_size: _Whole = Field(default=64, description="batch of one step [examples]")
+    epochs: _Whole = Field(default=50, description="passes over the training set [epochs]")
+    log_every: _Whole = Field(default=20, description="between two records of the loss [steps]")
+    evaluate_every: _Whole = Field(default=100, description="between two tests [steps]")
+    checkpoint_every: _Whole = Field(default=200, description="between two checkpoints [steps]")
+    spectrum: Spectrum = Field(default=Spectrum(), description="how the Hessian is looked at")
+
+
+def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
+    """The config in a YAML file, with overrides applied and every default filled in.
+
+    Args:
+        path: the file.
+        overrides: `key.path=value` each, the value in YAML; a list's item by its position.
+
+    Raises:
+        UserError: the file cannot be read, or has problems; the message lists all of them.
+    """
+    path = Path(path)
+    document = read(path)
+    if "optimizer" in document.tree:
+        document.tree["optimizer"] = spelled_out(document.tree["optimizer"])
+    problems: list[tuple[Place, str]] = []
+    for number, override in enumerate(overrides):
+        place = Place((1, number), f"command line: {override}")
+        if problem := document.override(override, place):
+            problems.append((place, problem))
+    try:
+        config = Config.model_validate({"name": path.stem, **document.tree})
+    except ValidationError as error:
+        problems += [_located(detail, document) for detail in error.errors(include_url=False)]
+    else:
+        if not problems:
+            return config
+    lines = [f"  {place.text}  {problem}" for place, problem in sorted(problems)]
+    count = f"{len(lines)} problem{'s' if len(lines) > 1 else ''}"
+    raise UserError("\n".join([f"{path}: {count}", *lines]))
+
+
+def dump(config: Config) -> str:
+    """A config as YAML with every field written; `load` of the text gives an equal config."""
+    members = [as_written(member) for member in config.optimizer]
+    tree = config.model_dump(mode="json", exclude={"optimizer"})
+    tree = {
+        name: (members[0] if len(members) == 1 else members) if name == "optimizer" else tree[name]
+        for name in Config.model_fields
+    }
+    text = io.StringIO()
+    yaml().dump(tree, text)
+    return text.getvalue()
+
+
+def _located(detail: ErrorDetails, document: Document) -> tuple[Place, str]:
+    path = detail["loc"]
+    return document.place(path), f"{'.'.join(map(str, path))}: {_in_plain_words(detail)}"
+
+
+_WRONG_VALUE = "expected {expected}, got {got}; {near_choice}"
+_WORDS = {
+    "bool_type": _WRONG_VALUE,
+    "extra_forbidden": "unknown key; {near_key}{section} takes {keys}",
+    "finite_number": _WRONG_VALUE,
+    "float_type": _WRONG_VALUE,
+    "greater_than": _WRONG_VALUE,
+    "greater_than_equal": _WRONG_VALUE,
+    "int_type": _WRONG_VALUE,
+    "invalid_key": "expected a key that is text, got {got}",
+    "less_than": _WRONG_VALUE,
+    "literal_error": _WRONG_VALUE,
+    "missing": "missing; expected {description}",
+    "model_type": _WRONG_VALUE,
+    "problem": "{message}",
+    "string_type": _WRONG_VALUE,
+    "tuple_type": _WRONG_VALUE,
+}
+_NOUNS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+_BOUNDS = {"ge": ">=", "gt": ">", "lt": "<"}
+
+
+def _in_plain_words(detail: ErrorDetails) -> str:
+    """What pydantic found wrong: the expectation, the value that came, the nearest name."""
+    *parents, key = detail["loc"]
+    section, field = _field(parents), _field(detail["loc"])
+    keys = _section_fields(section)
+    words = _WORDS.get(detail["type"], "{message}, got {got}").format(
+        message=detail["msg"],
+        expected=_expected(field) if field else "",
+        description=field.description if field else "",
+        got=describe(detail["input"]),
+        section=parents[-1] if parents else "a config",
+        keys=", ".join(keys),
+        near_key=nearest(str(key), keys),
+        near_choice=nearest(str(detail["input"]), _choices(field)),
+    )
+    return words.rstrip("; ")
+
+
+def _field(path: Sequence[str | int]) -> FieldInfo | None:
+    """The field at a path; None where the schema has none, or leaves the values to others."""
+    field: FieldInfo | None = FieldInfo.from_annotation(Config)
+    for part in path:
+        if field is None:
+            return None
+        if isinstance(part, int) and get_origin(field.annotation) is tuple:
+            field = FieldInfo.from_annotation(get_args(field.annotation)[0])
+        else:
+            field = _section_fields(field).get(str(part))
+    return field
+
+
+def _section_fields(field: FieldInfo | None) -> dict[str, FieldInfo]:
+    section = field.annotation if field else None
+    if isinstance(section, type) and issubclass(section, BaseModel):
+        return section.model_fields
+    return {}
+
+
+def _choices(field: FieldInfo | None) -> tuple[str, ...]:
+    if field is None or get_origin(field.annotation) is not Literal:
+        return ()
+    return get_args(field.annotation)
+
+
+def _expected(field: FieldInfo) -> str:
+    """The values that a field takes: 'a whole number >= 1'."""
+    if choices := _choices(field):
+        return f"one of {', '.join(choices)}"
+    if keys := _section_fields(field):
+        return f"a mapping with {', '.join(keys)}"
+    if get_origin(field.annotation) is tuple:
+        item = FieldInfo.from_annotation(get_args(field.annotation)[0])
+        return f"a list, each item {_expected(item)}"
+    bounds = [
+        f"{sign} {getattr(bound, name)}"
+        for bound in field.metadata
+        for name, sign in _BOUNDS.items()
+        if hasattr(bound, name)
+    ]
+    noun = _NOUNS.get(field.annotation or object, field.description or "another value")
+    return f"{noun} {' and '.join(bounds)}".rstrip()
