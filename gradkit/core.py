@@ -22,14 +22,14 @@ class Problem:
     """A loss to minimize: `Problem(loss)` or `Problem(predict=..., criterion=...)`.
 
     Args:
-      loss: `loss(params, batch) -> scalar`, or `-> (scalar, aux)` with `has_aux=True`.
-      predict: `predict(params, batch) -> outputs`, the model.
-      criterion: `criterion(outputs, batch) -> scalar`, convex in the outputs for a Gauss–Newton
-        operator to be positive semidefinite.
-      has_aux: whether `loss` returns a pair. With `predict` the auxiliary value is the outputs.
+        loss: `loss(params, batch) -> scalar`, or `-> (scalar, aux)` with `has_aux=True`.
+        predict: `predict(params, batch) -> outputs`, the model.
+        criterion: `criterion(outputs, batch) -> scalar`, convex in the outputs for a Gauss–Newton
+          operator to be positive semidefinite.
+        has_aux: whether `loss` returns a pair. With `predict` the auxiliary value is the outputs.
 
     Raises:
-      TypeError: neither of the two forms was given, or both.
+        TypeError: neither of the two forms was given, or both.
     """
 
     loss: Callable | None = None
@@ -85,11 +85,11 @@ class Point(NamedTuple):
     """The loss at some parameters: what an optimizer may know of it.
 
     Attributes:
-      value: the loss, a scalar.
-      grad: its gradient, a tree like the parameters [loss/param].
-      aux: the loss's auxiliary value; the model's outputs for a `predict` problem.
-      extras: the keyword arguments of `update`: `value`, `grad`, `value_fn(params) -> scalar`, and,
-        where asked for, `curvature() -> Operator` and `key`.
+        value: the loss, a scalar.
+        grad: its gradient, a tree like the parameters [loss/param].
+        aux: the loss's auxiliary value; the model's outputs for a `predict` problem.
+        extras: the keyword arguments of `update`: `value`, `grad`, `value_fn(params) -> scalar`,
+          and, where asked for, `curvature() -> Operator` and `key`.
     """
 
     value: jax.Array
@@ -113,14 +113,22 @@ def observe(
     Cost: one gradient.
 
     Args:
-      problem: a `Problem`, or a plain `loss(params, batch)`.
-      params: tree of parameters.
-      batch: whatever the problem takes.
-      curvature: `gk.hessian` or another function (problem, params, batch) -> Operator.
-      key: random key for members that draw random numbers.
+        problem: a `Problem`, or a plain `loss(params, batch)`.
+        params: tree of parameters.
+        batch: whatever the problem takes.
+        curvature: `gk.hessian` or another function (problem, params, batch) -> Operator.
+        key: random key for members that draw random numbers.
 
     Returns:
-      A `Point`; pass it on as `tx.update(point.grad, state, params, **point.extras)`.
+        A `Point`; pass it on as `tx.update(point.grad, state, params, **point.extras)`.
+
+    Example:
+        >>> import jax.numpy as jnp, gradkit as gk
+        >>> point = gk.observe(lambda x, _: jnp.sum(x**4), jnp.array([1.0, 2.0]), None, gk.hessian)
+        >>> point.value, point.grad
+        (Array(17., dtype=float32), Array([ 4., 32.], dtype=float32))
+        >>> point.extras["curvature"]() @ jnp.ones(2)
+        Array([12., 48.], dtype=float32)
     """
     problem = as_problem(problem)
     evaluate = jax.value_and_grad(problem.value_and_aux, has_aux=True)
@@ -141,7 +149,7 @@ def required(extras: dict[str, Any], name: str, *, member: str) -> Any:
     """Returns the extra argument `name` of `update`, for the member of a chain that needs it.
 
     Raises:
-      TypeError: it was not passed; the message names both and shows the call.
+        TypeError: it was not passed; the message names both and shows the call.
     """
     if extras.get(name) is None:
         given = ", ".join(sorted(extras)) or "none"
@@ -161,7 +169,7 @@ def metrics(state: PyTree) -> dict[str, jax.Array]:
     second appears as `name_2`.
 
     Args:
-      state: an optimizer state, however nested.
+        state: an optimizer state, however nested.
     """
 
     def publishes(node):

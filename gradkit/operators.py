@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
+from jax.typing import ArrayLike
 
 from gradkit import tree
 
@@ -26,15 +27,15 @@ class Operator:
     function is wrapped in one without arrays, and is recompiled for each new function object.
 
     Args:
-      matvec: maps a tree like `domain` to one of the same structure, shapes and dtypes. It must be
-        linear, symmetric, and traceable by `jit`.
-      domain: tree of arrays or of `jax.ShapeDtypeStruct`.
+        matvec: maps a tree like `domain` to one of the same structure, shapes and dtypes. It must
+          be linear, symmetric, and traceable by `jit`.
+        domain: tree of arrays or of `jax.ShapeDtypeStruct`.
 
     Example:
-      >>> import jax.numpy as jnp, gradkit as gk
-      >>> A = gk.Operator(lambda v: {"x": 2 * v["x"]}, {"x": jnp.zeros(3)})
-      >>> (A + 1.0) @ {"x": jnp.ones(3)}
-      {'x': Array([3., 3., 3.], dtype=float32)}
+        >>> import jax.numpy as jnp, gradkit as gk
+        >>> A = gk.Operator(lambda v: {"x": 2 * v["x"]}, {"x": jnp.zeros(3)})
+        >>> (A + 1.0) @ {"x": jnp.ones(3)}
+        {'x': Array([3., 3., 3.], dtype=float32)}
     """
 
     matvec: Callable[[PyTree], PyTree]
@@ -62,7 +63,7 @@ class Operator:
     def __add__(self, other: Operator | Any) -> Operator:
         """A + B for an operator on the same domain, A + σI for a scalar σ."""
         if not isinstance(other, Operator):
-            return Operator(Partial(_shifted, self.matvec, other), self.domain)
+            return Operator(Partial(_shifted, self.matvec, _scalar(other)), self.domain)
         if _Domain.of(self.domain) != _Domain.of(other.domain):
             raise ValueError(
                 "A + B needs two operators on the same domain, got\n"
@@ -71,7 +72,7 @@ class Operator:
         return Operator(Partial(_sum, self.matvec, other.matvec), self.domain)
 
     def __mul__(self, factor: Any) -> Operator:
-        return Operator(Partial(_scaled, self.matvec, factor), self.domain)
+        return Operator(Partial(_scaled, self.matvec, _scalar(factor)), self.domain)
 
     __radd__ = __add__
     __rmul__ = __mul__
@@ -86,13 +87,13 @@ class Operator:
         """Returns the diagonal block of A on the leaves that `select` accepts.
 
         Args:
-          select: predicate on a leaf's dotted path, such as `lambda path: "bias" in path`.
+            select: predicate on a leaf's dotted path, such as `lambda path: "bias" in path`.
 
         Returns:
-          The operator P A Pᵀ. Its domain keeps the structure, with None for each leaf left out.
+            The operator P A Pᵀ. Its domain keeps the structure, with None for each leaf left out.
 
         Raises:
-          ValueError: no leaf is selected; the message lists the paths there are.
+            ValueError: no leaf is selected; the message lists the paths there are.
         """
         leaves, structure = jax.tree_util.tree_flatten_with_path(self.domain)
         paths = [tree.path_name(path) for path, _ in leaves]
@@ -173,6 +174,15 @@ class _Restriction:
         return self.domain.structure.unflatten(
             [x if keep else None for keep, x in zip(self.kept, product, strict=True)]
         )
+
+
+def _scalar(value: Any) -> Any:
+    if not isinstance(value, ArrayLike) or jnp.shape(value) != ():
+        raise TypeError(
+            "an operator adds to another operator or to a scalar, and is multiplied by a scalar; "
+            f"got {type(value).__name__}"
+        )
+    return value
 
 
 def _shifted(matvec, sigma, v):

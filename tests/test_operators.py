@@ -86,3 +86,12 @@ def test_operators_on_different_domains_do_not_add(operator_with):
 def test_a_matrix_is_refused_with_the_remedy():
     with pytest.raises(TypeError, match="lambda v: M @ v"):
         gk.Operator(np.eye(3), jnp.zeros(3))
+
+
+@pytest.mark.parametrize("other", [np.ones(12), {"a": 1}, "2", None])
+def test_what_is_neither_operator_nor_scalar_is_refused(operator_with, other):
+    A, *_ = operator_with(LAMBDA)
+    with pytest.raises(TypeError, match="adds to another operator or to a scalar"):
+        _ = A + other
+    with pytest.raises(TypeError, match="is multiplied by a scalar"):
+        _ = A * other

@@ -27,15 +27,21 @@ def hessian(
     products, and 8 matrix products a layer.
 
     Args:
-      problem: a `Problem`, or a plain `loss(params, batch)`. Anything random in it must be frozen,
-        or the operator is not one: pass fixed keys and batch statistics in the batch.
-      params: tree of floating-point parameters θ.
-      batch: whatever the problem takes; weighting is the loss's own.
-      linearize: linearize the gradient once and re-apply it (default), or recompute it in each
-        product, for models whose residuals do not fit in memory.
+        problem: a `Problem`, or a plain `loss(params, batch)`. Anything random in it must be
+          frozen, or the map is not linear: pass fixed keys and batch statistics in the batch.
+        params: tree of floating-point parameters θ.
+        batch: whatever the problem takes; weighting is the loss's own.
+        linearize: linearize the gradient once and re-apply it (default), or recompute it in each
+          product, for models whose residuals do not fit in memory.
 
     Returns:
-      An `Operator` on trees like `params` [loss/param²], equal to `jax.hessian` to rounding.
+        An `Operator` on trees like `params` [loss/param²], equal to `jax.hessian` to rounding.
+
+    Example:
+        >>> import jax.numpy as jnp, gradkit as gk
+        >>> H = gk.hessian(lambda x, batch: batch * x[0] ** 2 * x[1], jnp.array([1.0, 3.0]), 2.0)
+        >>> H @ jnp.array([1.0, 0.0])
+        Array([12.,  4.], dtype=float32)
     """
     build = _linearized if linearize else _recomputed
     return Operator(build(as_problem(problem), params, batch), params)

@@ -19,14 +19,14 @@ class Solve(NamedTuple):
     """`‖b − A x‖ = residual_norm`, computed by one more product at the returned x.
 
     Attributes:
-      x: the solution, a tree like b. When the curvature met was not positive, the last iterate
-        before it: zero if the very first direction had it.
-      residual_norm: ‖b − A x‖, a scalar.
-      steps: directions used.
-      products: products with A, the one that measured the residual included.
-      converged: whether `residual_norm <= tol ‖b‖`.
-      curvature: the smallest pᵀAp / pᵀp among the directions p met; not positive means that A is
-        not positive definite, and that the method stopped there.
+        x: the solution, a tree like b. When the curvature met was not positive, the last iterate
+          before it: zero if the very first direction had it.
+        residual_norm: ‖b − A x‖, a scalar.
+        steps: directions used.
+        products: products with A, the one that measured the residual included.
+        converged: whether `residual_norm <= tol ‖b‖`.
+        curvature: the smallest pᵀAp / pᵀp among the directions p met; not positive means that A is
+          not positive definite, and that the method stopped there.
     """
 
     x: PyTree
@@ -72,18 +72,25 @@ def cg(
     Cost: one product a step and one at the end; 4 trees of memory besides b.
 
     Args:
-      A: symmetric operator.
-      b: right-hand side, a tree like the operator's domain.
-      tol: relative tolerance: stop at ‖b − A x‖ ≤ tol ‖b‖.
-      max_steps: most directions to use; the dimension by default.
-      preconditioner: operator M ≈ A⁻¹, symmetric positive definite.
-      drive: `gk.in_jit` (default) or `gk.on_host`, how the loop is run.
+        A: symmetric operator.
+        b: right-hand side, a tree like the operator's domain.
+        tol: relative tolerance: stop at ‖b − A x‖ ≤ tol ‖b‖.
+        max_steps: most directions to use; the dimension by default.
+        preconditioner: operator M ≈ A⁻¹, symmetric positive definite.
+        drive: `gk.in_jit` (default) or `gk.on_host`, how the loop is run.
 
     Returns:
-      A `Solve`. No convergence, negative curvature and NaN are values in it.
+        A `Solve`. No convergence, negative curvature and NaN are values in it.
 
     Raises:
-      ValueError: b does not have the structure, shapes and dtypes of the operator's domain.
+        ValueError: b does not have the structure, shapes and dtypes of the operator's domain.
+
+    Example:
+        >>> import jax.numpy as jnp, gradkit as gk
+        >>> A = gk.Operator(lambda v: jnp.array([1.0, 2.0, 4.0]) * v, jnp.zeros(3))
+        >>> solve = gk.cg(A, jnp.array([1.0, 1.0, 1.0]))
+        >>> solve.x.round(3), bool(solve.converged), int(solve.steps)
+        (Array([1.  , 0.5 , 0.25], dtype=float32), True, 3)
     """
     A.check(b)
     max_steps = min(A.dimension, jnp.iinfo(jnp.int32).max) if max_steps is None else max_steps

@@ -38,12 +38,12 @@ def on_host(
     """Returns the first state for which `until` holds, from a Python loop over a compiled step.
 
     Args:
-      step: the recurrence.
-      A: its operator, or any pytree that the step reads and does not change.
-      state: where to start; its buffers are given up to the loop.
-      until: whether a state is the last.
-      watch: called with the state after each step, to show progress or to save. Bind it with
-        `functools.partial(gk.on_host, watch=...)`.
+        step: the recurrence.
+        A: its operator, or any pytree that the step reads and does not change.
+        state: where to start; its buffers are given up to the loop.
+        until: whether a state is the last.
+        watch: called with the state after each step, to show progress or to save. Bind it with
+          `functools.partial(gk.on_host, watch=...)`.
     """
     advance, done = _compiled(step, until)
     while not done(state):

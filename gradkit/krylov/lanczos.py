@@ -22,13 +22,13 @@ class Lanczos(NamedTuple):
     rows; the rest of V, alpha and beta are zeros.
 
     Attributes:
-      V: basis of m vectors.
-      alpha: diagonal of T, shape (m,).
-      beta: shape (m,): beta[i] couples rows i and i + 1 of T; beta[j − 1] is the β of the identity.
-        Zero where the Krylov space was exhausted and the method went on in a new direction.
-      v: the next basis vector.
-      step: j, how many rows are done.
-      seed: of the new directions, unsigned 32-bit.
+        V: basis of m vectors.
+        alpha: diagonal of T, shape (m,).
+        beta: shape (m,): beta[i] couples rows i and i + 1 of T; beta[j − 1] is the β of the
+          identity. Zero where the space was exhausted and the method went on in a new direction.
+        v: the next basis vector.
+        step: j, how many rows are done.
+        seed: of the new directions, unsigned 32-bit.
     """
 
     V: PyTree
@@ -64,14 +64,14 @@ def lanczos(
     Cost: one product a step; steps + 3 trees of memory; 4 passes over the basis a step.
 
     Args:
-      A: symmetric operator of dimension n.
-      v0: start vector, a tree like the operator's domain; normalized here.
-      steps: how many, at most n.
-      key: random key for the directions after a breakdown.
-      drive: `gk.in_jit` (default) or `gk.on_host`.
+        A: symmetric operator of dimension n.
+        v0: start vector, a tree like the operator's domain; normalized here.
+        steps: how many, at most n.
+        key: random key for the directions after a breakdown.
+        drive: `gk.in_jit` (default) or `gk.on_host`.
 
     Raises:
-      ValueError: more steps than dimensions, or v0 not in the operator's domain.
+        ValueError: more steps than dimensions, or v0 not in the operator's domain.
     """
     A.check(v0)
     if not 1 <= steps <= A.dimension:

@@ -21,9 +21,9 @@ class ThreeTerm(NamedTuple):
     (Greenbaum 1989): use it for densities and traces of functions, not for eigenpairs.
 
     Attributes:
-      v, before: v_j and v_{j−1}, trees.
-      alpha: shape (m,). beta: shape (m,), zero from the step at which the space was exhausted.
-      step: how many rows are done.
+        v, before: v_j and v_{j−1}, trees.
+        alpha: shape (m,). beta: shape (m,), zero from the step at which the space was exhausted.
+        step: how many rows are done.
     """
 
     v: PyTree

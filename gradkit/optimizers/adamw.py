@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import optax
+from jax.typing import DTypeLike
 
 from gradkit.transforms.adaptive import scale_by_adam
 from gradkit.transforms.chain import chain
@@ -15,11 +17,11 @@ from gradkit.transforms.learning_rate import scale_by_learning_rate
 
 def adamw(
     learning_rate: optax.ScalarOrSchedule = 1e-3,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    eps_root: Any = 0.0,
-    mu_dtype: Any = None,
+    b1: float | jax.Array = 0.9,
+    b2: float | jax.Array = 0.999,
+    eps: float | jax.Array = 1e-8,
+    eps_root: float | jax.Array = 0.0,
+    mu_dtype: DTypeLike | None = None,
     weight_decay: optax.ScalarOrSchedule = 1e-4,
     mask: Any | Callable[[Any], Any] | None = None,
     *,
@@ -32,15 +34,15 @@ def adamw(
     Cost: two trees of memory.
 
     Args:
-      learning_rate: η, a number or a schedule.
-      b1: β₁, decay of the average of g.
-      b2: β₂, decay of the average of g².
-      eps: ε outside the root [the unit of g].
-      eps_root: ε inside the root [the unit of g²].
-      mu_dtype: dtype of the average of g; the parameters' by default.
-      weight_decay: w, a number or a schedule; multiplied by the learning rate.
-      mask: which leaves decay; see `gk.add_decayed_weights`.
-      nesterov: see `gk.scale_by_adam`.
+        learning_rate: η, a number or a schedule.
+        b1: β₁, decay of the average of g.
+        b2: β₂, decay of the average of g².
+        eps: ε outside the root [the unit of g].
+        eps_root: ε inside the root [the unit of g²].
+        mu_dtype: dtype of the average of g; the parameters' by default.
+        weight_decay: w, a number or a schedule; multiplied by the learning rate.
+        mask: which leaves decay; see `gk.add_decayed_weights`.
+        nesterov: see `gk.scale_by_adam`.
     """
     return chain(
         scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ class NewtonCgState(NamedTuple):
 
 
 def scale_by_newton_cg(
-    damping: Any = 1e-3, *, tol: Any = 0.5, max_steps: int = 50
+    damping: float | jax.Array = 1e-3, *, tol: float | jax.Array = 0.5, max_steps: int = 50
 ) -> optax.GradientTransformationExtraArgs:
     """Scales a gradient g to d ≈ (H + αI)⁻¹ g, by conjugate gradients.
 
@@ -47,12 +47,12 @@ def scale_by_newton_cg(
     Cost: one gradient to linearize and at most max_steps + 1 products; 5 trees of memory.
 
     Args:
-      damping: α [loss/param²]; 0 is Newton's own step, which is drawn to saddles too.
-      tol: largest relative residual of the solve.
-      max_steps: most steps of CG.
+        damping: α [loss/param²]; 0 is Newton's own step, which is drawn to saddles too.
+        tol: largest relative residual of the solve.
+        max_steps: most steps of CG.
 
     Raises:
-      TypeError: `update` was called without the extra argument `curvature`.
+        TypeError: `update` was called without the extra argument `curvature`.
     """
 
     def init(params):
@@ -79,9 +79,9 @@ def scale_by_newton_cg(
 
 def newton_cg(
     learning_rate: optax.ScalarOrSchedule | None = None,
-    damping: Any = 1e-3,
+    damping: float | jax.Array = 1e-3,
     *,
-    tol: Any = 0.5,
+    tol: float | jax.Array = 0.5,
     max_steps: int = 50,
 ) -> optax.GradientTransformationExtraArgs:
     """Newton–CG: θ ← θ − α d, with d ≈ (H + damping · I)⁻¹ g and α from a line search.
@@ -94,13 +94,13 @@ def newton_cg(
     Cost: one gradient, at most max_steps + 1 products and the line search's evaluations an update.
 
     Args:
-      learning_rate: a number or a schedule for α; None (default) searches the line.
-      damping: multiple of the identity added to H [loss/param²].
-      tol: largest relative residual of the solve.
-      max_steps: most steps of CG.
+        learning_rate: a number or a schedule for α; None (default) searches the line.
+        damping: multiple of the identity added to H [loss/param²].
+        tol: largest relative residual of the solve.
+        max_steps: most steps of CG.
 
     Raises:
-      TypeError: `update` was called without the extra arguments of `observe`.
+        TypeError: `update` was called without the extra arguments of `observe`.
     """
     found = line_search() if learning_rate is None else scale_by_learning_rate(learning_rate)
     return chain(scale_by_newton_cg(damping, tol=tol, max_steps=max_steps), found)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+import jax
 import optax
 
 from gradkit.transforms.adaptive import scale_by_rms, scale_by_stddev
@@ -14,12 +13,12 @@ from gradkit.transforms.momentum import heavy_ball
 
 def rmsprop(
     learning_rate: optax.ScalarOrSchedule = 1e-3,
-    decay: Any = 0.9,
-    eps: Any = 1e-8,
-    initial_scale: Any = 0.0,
+    decay: float | jax.Array = 0.9,
+    eps: float | jax.Array = 1e-8,
+    initial_scale: float | jax.Array = 0.0,
     eps_in_sqrt: bool = True,
     centered: bool = False,
-    momentum: Any = None,
+    momentum: float | jax.Array | None = None,
     nesterov: bool = False,
     bias_correction: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -30,15 +29,15 @@ def rmsprop(
     Cost: one tree of memory, one more each for `centered` and `momentum`.
 
     Args:
-      learning_rate: η, a number or a schedule.
-      decay: ρ, 0 ≤ ρ < 1.
-      eps: ε, in the unit of g² inside the root, of g outside.
-      initial_scale: r before the first update.
-      eps_in_sqrt: √(r + ε) (default), or √r + ε.
-      centered: use the variance r − m² in place of r.
-      momentum: μ of a velocity v ← μ v − η u kept after the learning rate; None for none.
-      nesterov: see `gk.heavy_ball`.
-      bias_correction: divide r by 1 − ρᵗ.
+        learning_rate: η, a number or a schedule.
+        decay: ρ, 0 ≤ ρ < 1.
+        eps: ε, in the unit of g² inside the root, of g outside.
+        initial_scale: r before the first update.
+        eps_in_sqrt: √(r + ε) (default), or √r + ε.
+        centered: use the variance r − m² in place of r.
+        momentum: μ of a velocity v ← μ v − η u kept after the learning rate; None for none.
+        nesterov: see `gk.heavy_ball`.
+        bias_correction: divide r by 1 − ρᵗ.
     """
     scale = scale_by_stddev if centered else scale_by_rms
     link = scale(decay, eps, initial_scale, eps_in_sqrt, bias_correction)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+import jax
 import optax
+from jax.typing import DTypeLike
 
 from gradkit.transforms.chain import chain
 from gradkit.transforms.learning_rate import scale_by_learning_rate
@@ -13,9 +13,9 @@ from gradkit.transforms.momentum import heavy_ball
 
 def sgd(
     learning_rate: optax.ScalarOrSchedule = 1e-2,
-    momentum: Any = None,
+    momentum: float | jax.Array | None = None,
     nesterov: bool = False,
-    accumulator_dtype: Any = None,
+    accumulator_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Gradient descent: θ ← θ − η g, or θ ← θ − η v with momentum v ← μ v + g.
 
@@ -26,10 +26,10 @@ def sgd(
     Cost: none but the update; one tree of memory with momentum.
 
     Args:
-      learning_rate: η, a number or a schedule.
-      momentum: μ, 0 ≤ μ < 1; None (default) keeps no velocity.
-      nesterov: see `gk.heavy_ball`.
-      accumulator_dtype: dtype of the velocity; the parameters' by default.
+        learning_rate: η, a number or a schedule.
+        momentum: μ, 0 ≤ μ < 1; None (default) keeps no velocity.
+        nesterov: see `gk.heavy_ball`.
+        accumulator_dtype: dtype of the velocity; the parameters' by default.
     """
     if momentum is None:
         return chain(scale_by_learning_rate(learning_rate))

@@ -2,7 +2,7 @@
 
 ```
 checkpoints/000200/
-  structure.json   path, shape, dtype and hash of every leaf, and what else the run wants to keep
+  structure.json   path, shape and dtype of every leaf, hashes of all files, what the run adds
   arrays/          the leaves, by orbax
 ```
 """
@@ -10,10 +10,13 @@ checkpoints/000200/
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,23 +30,31 @@ from gradkit.tree import path_name
 
 PyTree = Any
 
+STRUCTURE = "structure.json"
+
 
 def save(folder: Path, step: int, state: PyTree, **meta: Any) -> None:
     """Writes the state after `step` steps; a checkpoint already there is replaced.
 
     Args:
-      folder: the run's `checkpoints` folder.
-      step: names the checkpoint.
-      state: any pytree of arrays.
-      **meta: what else to keep, as JSON.
+        folder: the run's `checkpoints` folder.
+        step: names the checkpoint.
+        state: any pytree of arrays, Python numbers and random keys.
+        **meta: what else to keep, as JSON.
     """
-    draft, final = folder / f".{step:06d}.tmp", _place(folder, step)
+    final = _place(folder, step)
+    draft = final.with_name(f".{final.name}.tmp")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
-    arrays = _arrays(state)
-    _orbax().save_pytree(draft / "arrays", _numbered(arrays.values()))
-    structure = [_description(path, array) for path, array in arrays.items()]
-    record.write_json(draft / "structure.json", {"step": step, "leaves": structure, **meta})
+    with _orbax() as orbax:
+        orbax.save((draft / "arrays").absolute(), _stored(state))
+    structure = {
+        "step": step,
+        "leaves": [_description(path, leaf) for path, leaf in _leaves(state)],
+        "files": _hashes(draft / "arrays"),
+        "meta": meta,
+    }
+    record.write_json(draft / STRUCTURE, {"sha256": _fingerprint(structure), **structure})
     shutil.rmtree(final, ignore_errors=True)
     os.replace(draft, final)
 
@@ -52,107 +63,143 @@ def steps(folder: Path) -> list[int]:
     """Returns the steps that have a checkpoint, ascending."""
     if not folder.is_dir():
         return []
-    return sorted(int(child.name) for child in folder.iterdir() if child.name.isdigit())
+    return sorted(int(child.name) for child in folder.iterdir() if child.name.isdecimal())
 
 
 def restore(folder: Path, step: int, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
-    """Returns the state of a checkpoint and what was kept beside it.
+    """Returns the state of a checkpoint, bit for bit, and what was kept beside it.
 
     Args:
-      folder: the run's `checkpoints` folder.
-      step: which checkpoint.
-      like: a state of the same structure, shapes and dtypes.
+        folder: the run's `checkpoints` folder.
+        step: which checkpoint.
+        like: a state of the same structure, shapes and dtypes; its containers and kinds of leaves
+          are those of the result.
 
     Raises:
-      UserError: the checkpoint is missing or damaged, or was saved by a different model or
-        optimizer; the message names the first leaf that differs.
+        UserError: the checkpoint is missing or damaged, or was saved by a different model or
+          optimizer; the message names the first leaf that differs.
     """
     place = _place(folder, step)
-    meta = _read_structure(place, steps(folder))
-    wanted = _arrays(like)
-    _compare(place, meta["leaves"], wanted)
-    abstract = _numbered(wanted.values())
-    try:
-        loaded = _orbax().load_pytree(place / "arrays", abstract)
-        arrays = [np.asarray(loaded[name]) for name in abstract]
-    except Exception as error:  # orbax and tensorstore raise many kinds for a damaged file
-        raise _damaged(place, str(error).splitlines()[0][:200]) from None
-    for leaf, array in zip(meta["leaves"], arrays, strict=True):
-        if _hash(array) != leaf["sha256"]:
-            raise _damaged(place, f"{leaf['path']} is not what was saved")
-    leaves, structure = jax.tree.flatten(like)
-    restored = [_like(array, leaf) for array, leaf in zip(arrays, leaves, strict=True)]
-    return structure.unflatten(restored), meta
+    if not place.is_dir():
+        there = ", ".join(map(str, steps(folder))) or "none"
+        raise UserError(f"{place}: no such checkpoint; there are: {there}")
+    structure = _read_structure(place, step)
+    _compare_files(place, structure["files"])
+    _compare_leaves(place, structure["leaves"], like)
+    with _orbax() as orbax:
+        stored = orbax.load((place / "arrays").absolute(), _stored(like))
+    leaves, treedef = jax.tree.flatten(like)
+    restored = [_like(stored.get(_number(i)), leaf) for i, leaf in enumerate(leaves)]
+    return treedef.unflatten(restored), structure["meta"]
 
 
 def _place(folder: Path, step: int) -> Path:
     return folder / f"{step:06d}"
 
 
-def _orbax() -> Any:
-    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax logs its own progress as warnings
+@contextmanager
+def _orbax() -> Iterator[Any]:
+    """Orbax, with its reports of its own progress silenced."""
     from orbax.checkpoint import v1
 
-    return v1
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield v1
+    finally:
+        logger.setLevel(level)
 
 
-def _arrays(state: PyTree) -> dict[str, np.ndarray]:
-    """The leaves by path, as NumPy arrays; random keys as their data."""
-    arrays = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        data = jax.random.key_data(leaf) if _is_key(leaf) else leaf
-        arrays[path_name(path)] = np.asarray(data)
-    return arrays
+def _leaves(state: PyTree) -> list[tuple[str, Any]]:
+    return [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state)]
+
+
+def _stored(state: PyTree) -> dict[str, np.ndarray]:
+    """What orbax keeps: every leaf that is not empty, by its number."""
+    arrays = {_number(i): _data(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
+    return {number: array for number, array in arrays.items() if array.size}
+
+
+def _number(i: int) -> str:
+    return f"{i:05d}"
+
+
+def _data(leaf: Any) -> np.ndarray:
+    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
 
 
 def _is_key(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _like(array: np.ndarray, leaf: Any) -> jax.Array:
+def _like(array: np.ndarray | None, leaf: Any) -> Any:
+    """An array as the kind of leaf that it was saved from."""
+    if array is None:  # empty
+        return leaf
+    array = np.asarray(array)
     if _is_key(leaf):
-        return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(leaf))
-    return jnp.asarray(array)
+        return jax.random.wrap_key_data(jnp.array(array), impl=jax.random.key_impl(leaf))
+    if isinstance(leaf, jax.Array):
+        return jnp.array(array)
+    return array if isinstance(leaf, np.ndarray) else type(leaf)(array.item())
 
 
-def _numbered(leaves: Any) -> dict[str, Any]:
-    return {f"{number:05d}": leaf for number, leaf in enumerate(leaves)}
+def _description(path: str, leaf: Any) -> dict[str, Any]:
+    dtype = getattr(leaf, "dtype", type(leaf).__name__)
+    return {"path": path, "shape": list(np.shape(leaf)), "dtype": str(dtype)}
 
 
-def _description(path: str, array: np.ndarray) -> dict[str, Any]:
-    shape = list(array.shape)
-    return {"path": path, "shape": shape, "dtype": str(array.dtype), "sha256": _hash(array)}
+def _hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below a folder, by relative path."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): _hash(path) for path in files}
 
 
-def _hash(array: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+def _hash(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read_structure(place: Path, available: list[int]) -> dict[str, Any]:
-    if not place.is_dir():
-        there = ", ".join(map(str, available)) or "none"
-        raise UserError(f"{place}: no such checkpoint; there are {there}")
+def _fingerprint(structure: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(structure, sort_keys=True).encode()).hexdigest()
+
+
+def _read_structure(place: Path, step: int) -> dict[str, Any]:
     try:
-        meta = json.loads((place / "structure.json").read_text("utf-8"))
-        return {**meta, "leaves": [dict(leaf) for leaf in meta["leaves"]]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(place, f"structure.json: {error}") from None
+        structure = json.loads((place / STRUCTURE).read_text("utf-8"))
+    except FileNotFoundError:
+        raise _damaged(place, f"{STRUCTURE} is missing") from None
+    except ValueError as error:
+        raise _damaged(place, f"{STRUCTURE}: {error}") from None
+    saved = structure.pop("sha256", None) if isinstance(structure, dict) else None
+    if saved != _fingerprint(structure):
+        raise _damaged(place, f"{STRUCTURE} is not what was saved")
+    if structure["step"] != step:
+        raise _damaged(place, f"holds step {structure['step']}")
+    return structure
 
 
-def _compare(place: Path, saved: list[dict[str, Any]], wanted: dict[str, np.ndarray]) -> None:
-    there = {leaf["path"]: (tuple(leaf["shape"]), leaf["dtype"]) for leaf in saved}
-    here = {path: (array.shape, str(array.dtype)) for path, array in wanted.items()}
-    for path in {**here, **there}:
-        if here.get(path) != there.get(path):
+def _compare_files(place: Path, saved: dict[str, str]) -> None:
+    found = _hashes(place / "arrays")
+    for name in sorted({*saved, *found}):
+        if saved.get(name) != found.get(name):
+            what = "is not what was saved" if name in found else "is missing"
+            raise _damaged(place, f"arrays/{name} {what}")
+
+
+def _compare_leaves(place: Path, saved: list[Any], like: PyTree) -> None:
+    wanted = [_description(path, leaf) for path, leaf in _leaves(like)]
+    for here, there in itertools.zip_longest(wanted, saved):
+        if here != there:
             raise UserError(
-                f"{place}: saved by a different model or optimizer. {path}: expected "
-                f"{_text(here.get(path))}, got {_text(there.get(path))}. "
-                "Resume with the config that the run began with."
+                f"{place}: saved by a different model or optimizer: expected {_text(here)}, "
+                f"got {_text(there)}. Go on with the config that the run began with."
             )
 
 
-def _text(leaf: tuple | None) -> str:
-    return "no such leaf" if leaf is None else f"{leaf[1]}{list(leaf[0])}"
+def _text(leaf: dict[str, Any] | None) -> str:
+    return f"{leaf['path']} {leaf['dtype']}{leaf['shape']}" if leaf else "no further leaf"
 
 
 def _damaged(place: Path, why: str) -> UserError:

@@ -61,12 +61,12 @@ def load(source: str, test_fraction: float) -> Dataset:
     """Returns a data set, checked and split into training and test examples class by class.
 
     Args:
-      source: "digits", or the path of an .npz file with `x` (examples, features) of numbers and
-        `y` (examples,) of whole numbers from 0.
-      test_fraction: share of the examples held out.
+        source: "digits", or the path of an .npz file with `x` (examples, features) of numbers and
+          `y` (examples,) of whole numbers from 0.
+        test_fraction: share of the examples held out.
 
     Raises:
-      UserError: the file is missing or unreadable, or what it holds cannot be learned from.
+        UserError: the file is missing or unreadable, or what it holds cannot be learned from.
     """
     from sklearn.model_selection import train_test_split
 

@@ -32,7 +32,7 @@ def entry(name: str) -> str:
     """Returns one factory's summary, source and arguments with their defaults.
 
     Raises:
-      UserError: there is no such name; the message has the nearest.
+        UserError: there is no such name; the message has the nearest.
     """
     if name in DATA_SETS:
         return f"{name}: a data set; write `data: {{source: {name}}}`"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import optax
@@ -17,10 +18,21 @@ def build(members: tuple[Member, ...]) -> optax.GradientTransformationExtraArgs:
     """Returns the one member's transformation, or the chain of all.
 
     Raises:
-      UserError: a factory refuses the values of its arguments.
+      UserError: a factory refuses the values of its arguments. So do `init` and `update` of the
+        result, when first traced, where a member cannot work with the model or the runner.
     """
     links = [_call(member) for member in members]
-    return optax.with_extra_args_support(links[0]) if len(links) == 1 else gk.chain(*links)
+    tx = optax.with_extra_args_support(links[0]) if len(links) == 1 else gk.chain(*links)
+
+    def init(params):
+        with _as_user_error("optimizer: cannot be started on this model"):
+            return tx.init(params)
+
+    def update(updates, state, params=None, **extra):
+        with _as_user_error("optimizer: cannot be run from a config"):
+            return tx.update(updates, state, params, **extra)
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def configured_rate(members: tuple[Member, ...]) -> Callable[[int], float | None]:
@@ -40,7 +52,15 @@ def _call(node: Member | Schedule) -> Any:
         key: _call(value) if isinstance(value, Schedule) else value
         for key, value in node.arguments.items()
     }
-    try:
+    with _as_user_error(f"optimizer: {node.name} refuses its arguments"):
         return find(node.name).load()(**arguments)
+
+
+@contextmanager
+def _as_user_error(what: str) -> Iterator[None]:
+    """Shows what a factory or a member raises without a traceback; its cause stays attached."""
+    try:
+        yield
     except (TypeError, ValueError) as error:
-        raise UserError(f"optimizer.{node.name}: {error}") from None
+        first_line, _, _ = str(error).partition("\n")
+        raise UserError(f"{what}: {first_line}") from error

@@ -7,12 +7,14 @@ import time
 from typing import Any
 
 PLAIN_EVERY = 2.0  # seconds between two plain lines
+LIVE_EVERY = 0.1  # seconds between two states of the live line
 
 
 class Progress:
     """How far a task has come: count, rate, remaining time and a few figures.
 
-    Use as a context manager and call `update` as often as you like.
+    Use as a context manager and call `update` as often as you like. The rate is counted from the
+    first update, so that it is not spoiled by what had to be compiled before.
 
     Args:
       title: what is under way, such as "train".
@@ -23,8 +25,9 @@ class Progress:
 
     def __init__(self, title: str, total: int, unit: str, done: int = 0):
         self.title, self.total, self.unit = title, total, unit
-        self.first = self.done = done
-        self.start = self.last = time.perf_counter()
+        self.done = done
+        self.first = None  # count and time of the first update
+        self.shown = 0.0
         self.figures: dict[str, Any] = {}
         self.live = None
 
@@ -34,50 +37,64 @@ class Progress:
         return self
 
     def __exit__(self, *error: Any) -> None:
+        if self.first is not None:
+            self._show()
         if self.live is not None:
-            self.live.update(self.task, completed=self.done, status=self._status())
             self.live.stop()
-        elif self.done > self.first:
-            self._print()
 
     def update(self, done: int, **figures: Any) -> None:
         """Says that `done` units are done now; `figures` are shown beside."""
-        self.done = done
-        self.figures.update(figures)
         now = time.perf_counter()
-        if self.live is not None:
-            self.live.update(self.task, completed=done, status=self._status())
-        elif now - self.last >= PLAIN_EVERY:
-            self.last = now
-            self._print()
+        if self.first is None:
+            self.first, self.shown = (done, now), now
+        self.done = done
+        self.figures |= figures
+        if now - self.shown >= (PLAIN_EVERY if self.live is None else LIVE_EVERY):
+            self.shown = now
+            self._show()
 
     def _open_live(self) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, TextColumn
 
         self.live = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
-            TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[status]}"),
-            TextColumn("remaining"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[status]}"),
             console=Console(stderr=True),
         )
-        self.task = self.live.add_task(self.title, total=self.total, status="", completed=self.done)
+        self.task = self.live.add_task(
+            self.title, total=self.total, completed=self.done, status=self._status()
+        )
         self.live.start()
 
-    def _status(self) -> str:
-        elapsed = time.perf_counter() - self.start
-        rate = (self.done - self.first) / elapsed if elapsed > 0 else 0.0
-        figures = "".join(f"  {name} {_short(value)}" for name, value in self.figures.items())
-        return f"{self.unit}s  {rate:,.0f} {self.unit}s/s{figures}"
+    def _show(self) -> None:
+        if self.live is not None:
+            self.live.update(
+                self.task, total=self.total, completed=self.done, status=self._status()
+            )
+        else:
+            print(f"{self.title} {self._status()}", file=sys.stderr, flush=True)
 
-    def _print(self) -> None:
-        elapsed = time.perf_counter() - self.start
-        rate = (self.done - self.first) / elapsed
-        remaining = (self.total - self.done) / rate if rate > 0 else float("inf")
-        line = f"{self.title} {self.done}/{self.total} {self._status()}"
-        print(f"{line}  remaining {remaining:.0f} s", file=sys.stderr, flush=True)
+    def _status(self) -> str:
+        parts = [f"{self.done}/{self.total} {self.unit}s"]
+        rate = self._rate()
+        if rate is not None:
+            parts.append(
+                f"{rate:,.0f} {self.unit}s/s" if rate >= 10 else f"{rate:.2g} {self.unit}s/s"
+            )
+        parts += [f"{name} {_short(value)}" for name, value in self.figures.items()]
+        if rate is not None:
+            parts.append(f"remaining {(self.total - self.done) / rate:.0f} s")
+        return "  ".join(parts)
+
+    def _rate(self) -> float | None:
+        """Units a second since the first update; None while there is nothing to go by."""
+        if self.first is None:
+            return None
+        count, start = self.first
+        elapsed = time.perf_counter() - start
+        return (self.done - count) / elapsed if self.done > count and elapsed > 0 else None
 
 
 def _short(value: Any) -> str:

@@ -25,7 +25,7 @@ def compute(folder: Path) -> dict[str, Any]:
     """Computes the spectrum at a run's last checkpoint, writes it to the folder and returns it.
 
     Raises:
-      UserError: not a run folder, no checkpoint yet, or a damaged one.
+        UserError: not a run folder, no checkpoint yet, or a damaged one.
     """
     record.open_record(folder)
     setting = train.prepare(load(folder / record.CONFIG))

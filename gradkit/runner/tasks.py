@@ -38,10 +38,10 @@ class Task:
     """A problem with its data and the parameters to start from.
 
     Attributes:
-      problem: `predict` gives class scores (examples, classes), `criterion` their mean
-        cross-entropy [nats].
-      params: initial parameters, an `nnx.State`.
-      dataset: training and test examples.
+        problem: `predict` gives class scores (examples, classes), `criterion` their mean
+          cross-entropy [nats].
+        params: initial parameters, an `nnx.State`.
+        dataset: training and test examples.
     """
 
     problem: Problem
@@ -53,7 +53,7 @@ def build(config: Config) -> Task:
     """Returns the task of a config, its parameters drawn from the config's seed.
 
     Raises:
-      UserError: the data cannot be read or learned from.
+        UserError: the data cannot be read or learned from.
     """
     dataset = data.load(config.data.source, config.data.test_fraction)
     widths = (dataset.x_train.shape[1], *config.model.hidden, dataset.classes)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import math
 import os
 import platform
-import sys
+import shutil
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 import gradkit as gk
@@ -30,6 +34,7 @@ from gradkit.runner.progress import Progress
 
 PyTree = Any
 
+CHECKPOINTS = "checkpoints"
 PACKAGES = ("jax", "jaxlib", "optax", "flax", "orbax-checkpoint", "numpy", "scikit-learn")
 
 
@@ -48,6 +53,31 @@ class Setting:
         """Steps in the whole run."""
         return self.config.epochs * self.batches.per_epoch
 
+    def initial(self) -> PyTree:
+        """Returns parameters and optimizer state at step 0, each leaf in a buffer of its own.
+
+        The training step overwrites its arguments, and an optimizer may hold one array twice.
+        """
+        state = self.task.params, self.tx.init(self.task.params)
+        return jax.tree.map(lambda x: jnp.array(x, dtype=jnp.result_type(x), copy=True), state)
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """The compiled functions of a run, and the time that compiling them took.
+
+    Attributes:
+      update: (state, batch, step) -> (state, figures); gives up the buffers of its state.
+      train: parameters -> loss and accuracy on the full training set.
+      test: the same on the test set.
+      seconds: what compiling took.
+    """
+
+    update: Callable[..., tuple[PyTree, dict[str, jax.Array]]]
+    train: Callable[[PyTree], dict[str, float]]
+    test: Callable[[PyTree], dict[str, float]]
+    seconds: float
+
 
 def prepare(config: Config) -> Setting:
     """Returns everything that a config describes, built.
@@ -61,11 +91,13 @@ def prepare(config: Config) -> Setting:
     return Setting(config, task, tx, batches, optimizers.configured_rate(config.optimizer))
 
 
-def begin(config: Config, folder: Path, command: list[str]) -> dict[str, Any]:
+def begin(config: Config, folder: Path, command: Sequence[str]) -> dict[str, Any]:
     """Trains in a new run folder and returns the summary.
 
     Raises:
-      UserError: the folder exists, or the config's data or optimizer are not usable.
+      UserError: the folder exists, or the config's data or optimizer are not usable; no folder is
+        made then.
+      KeyboardInterrupt: as from `resume`.
     """
     if folder.exists():
         raise UserError(
@@ -73,100 +105,93 @@ def begin(config: Config, folder: Path, command: list[str]) -> dict[str, Any]:
             f"gradkit run --resume {folder}, or name another with --out FOLDER."
         )
     setting = prepare(config)
+    state = setting.initial()
+    programs = _compile(setting, state)
     try:
-        (folder / "checkpoints").mkdir(parents=True)
+        folder.mkdir(parents=True)
     except OSError as error:
-        raise UserError(f"{folder}: cannot be made: {error.strerror}") from None
+        raise UserError(
+            f"{folder}: cannot be made: {error.strerror}. Name another with --out FOLDER."
+        ) from None
     record.write_json(folder / record.ENV, _environment(setting, command))
     record.write_text(folder / record.CONFIG, dump(config))
-    return _train(setting, folder, _initial(setting), step=0, seconds=0.0)
+    return _train(setting, programs, folder, state, step=0, seconds=0.0)
 
 
-def resume(folder: Path) -> dict[str, Any]:
-    """Goes on with a run from its last checkpoint and returns the summary.
+def resume(run: record.Record) -> dict[str, Any]:
+    """Goes on with an unfinished run from its last checkpoint and returns the summary.
 
     Raises:
-      UserError: not a run folder, its data have changed, or its checkpoint is damaged.
+      UserError: its data or its config have changed, or its checkpoint is damaged.
+      KeyboardInterrupt: it was interrupted and can be resumed: on a first Ctrl-C from the last
+        complete step, which is saved, else from the last checkpoint.
     """
-    run = record.open_record(folder)
-    if run.summary is not None and run.summary["status"] == "finished":
-        return run.summary
-    setting = prepare(load(folder / record.CONFIG))
-    known, now = run.env.get("data", {}).get("sha256"), setting.task.dataset.sha256
-    if known != now:
-        raise UserError(
-            f"{folder}: the data have changed since the run began: expected sha256 {known}, "
-            f"got {now} from {setting.config.data.source}"
-        )
-    state, step, seconds = _initial(setting), 0, 0.0
-    saved = checkpoint.steps(folder / "checkpoints")
-    if saved:
-        state, meta = checkpoint.restore(folder / "checkpoints", saved[-1], state)
-        _same_origin(folder, meta["origin"], _origin(setting.config))
-        step, seconds = meta["step"], meta["seconds"]
+    setting, folder = reopen(run), run.path
+    state, step, seconds = setting.initial(), 0, 0.0
+    if checkpoint.steps(folder / CHECKPOINTS):
+        state, step, seconds = last_state(setting, folder)
+    programs = _compile(setting, state)
+    for draft in [*folder.glob(".*.tmp"), *(folder / CHECKPOINTS).glob(".*.tmp")]:
+        shutil.rmtree(draft) if draft.is_dir() else draft.unlink()
     record.truncate_metrics(folder / record.METRICS, step)
-    return _train(setting, folder, state, step=step, seconds=seconds)
+    return _train(setting, programs, folder, state, step=step, seconds=seconds)
 
 
-def evaluator(problem: Problem, data: PyTree) -> Callable[[PyTree], dict[str, float]]:
-    """Returns a compiled function from parameters to loss and accuracy on `data`."""
-    data = jax.device_put(data)
+def reopen(run: record.Record) -> Setting:
+    """Returns the setting of a run that was begun before.
 
-    @jax.jit
-    def evaluate(params, data):
-        value, scores = problem.value_and_aux(params, data)
-        return value, tasks.accuracy(scores, data)
-
-    def floats(params):
-        loss, accuracy = evaluate(params, data)
-        return {"loss": float(loss), "accuracy": float(accuracy)}
-
-    return floats
-
-
-def _initial(setting: Setting) -> PyTree:
-    params = setting.task.params
-    return params, setting.tx.init(params)
+    Raises:
+      UserError: its config is not usable, or its data have changed.
+    """
+    setting = prepare(load(run.path / record.CONFIG))
+    began, now = run.env.get("data", {}).get("sha256"), setting.task.dataset.sha256
+    if began != now:
+        raise UserError(
+            f"{run.path}: the data have changed since the run began: expected sha256 {began}, got "
+            f"{now} from {setting.config.data.source}. Put the old data back, or begin a new run."
+        )
+    return setting
 
 
-def _train(
-    setting: Setting, folder: Path, state: PyTree, *, step: int, seconds: float
-) -> dict[str, Any]:
-    config, dataset = setting.config, setting.task.dataset
-    clock = time.perf_counter()
-    update = _compile_update(setting, state)
-    test, train = (evaluator(setting.task.problem, x) for x in (dataset.test, dataset.train))
-    compile_seconds = time.perf_counter() - clock
-    clock, status = time.perf_counter() - seconds, "finished"
+def last_state(setting: Setting, folder: Path) -> tuple[PyTree, int, float]:
+    """Returns a run's state at its last checkpoint, the step and the seconds of training so far.
 
-    cadence = (config.log_every, config.evaluate_every, config.checkpoint_every)
-    checkpoints = folder / "checkpoints"
-    with Progress("train", setting.steps, "step", done=step) as progress:
-        while step < setting.steps:
-            state, figures = update(state, _batch(setting, step), step)
-            step += 1
-            last = step == setting.steps
-            due = {every: last or step % every == 0 for every in cadence}
-            progress.update(step)
-            if any(due.values()):
-                elapsed = time.perf_counter() - clock
-                line = _line(setting, step, figures, elapsed)
-                if due[config.evaluate_every]:
-                    line |= {f"train_{name}": value for name, value in train(state[0]).items()}
-                    line |= {f"test_{name}": value for name, value in test(state[0]).items()}
-                record.append_metrics(folder / record.METRICS, line)
-                progress.update(step, loss=line["loss"])
-                if not math.isfinite(line["loss"]) or not _finite(state[0]):
-                    status = "diverged"
-                    break
-                if due[config.checkpoint_every]:
-                    checkpoint.save(
-                        checkpoints, step, state, seconds=elapsed, origin=_origin(config)
-                    )
-    return _summarize(folder, status, step, time.perf_counter() - clock, compile_seconds)
+    Raises:
+      UserError: the checkpoint is damaged, or the config has changed since.
+    """
+    step = checkpoint.steps(folder / CHECKPOINTS)[-1]
+    state, meta = checkpoint.restore(folder / CHECKPOINTS, step, setting.initial())
+    now = _origin(setting.config)
+    changed = [name for name in now if meta["origin"][name] != now[name]]
+    if changed:
+        differences = (f"{name}: expected {meta['origin'][name]}, got {now[name]}" for name in changed)
+        raise UserError(
+            f"{folder / record.CONFIG}: changed since the run began: {'; '.join(differences)}. "
+            "Change it back, or begin a new run."
+        )
+    return state, step, meta["seconds"]
 
 
-def _compile_update(setting: Setting, state: PyTree) -> Callable[..., tuple[PyTree, dict]]:
+def _origin(config: Config) -> dict[str, str]:
+    """The part of a config that a run cannot change on its way, as text."""
+    fixed = config.model_dump(include={"seed", "data", "model", "batch_size"})
+    fixed["optimizer"] = [as_written(member) for member in config.optimizer]
+    return {name: str(value) for name, value in fixed.items()}
+
+
+def _compile(setting: Setting, state: PyTree) -> Programs:
+    start = time.perf_counter()
+    update = jax.jit(_update(setting), donate_argnums=0)
+    dataset, problem = setting.task.dataset, setting.task.problem
+    return Programs(
+        update=update.lower(state, _batch(setting, 0), np.int32(0)).compile(),
+        train=_evaluator(problem, state[0], dataset.train),
+        test=_evaluator(problem, state[0], dataset.test),
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _update(setting: Setting) -> Callable[..., tuple[PyTree, dict[str, jax.Array]]]:
     problem, tx = setting.task.problem, setting.tx
     key = jax.random.key(setting.config.seed)
 
@@ -184,13 +209,17 @@ def _compile_update(setting: Setting, state: PyTree) -> Callable[..., tuple[PyTr
         }
         return (params, opt_state), figures
 
-    jitted = jax.jit(update, donate_argnums=0)
-    return jitted.lower(state, _batch(setting, 0), jnp.int32(0)).compile()
+    return update
 
 
-@jax.jit
-def _finite(params: PyTree) -> jax.Array:
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(params)]))
+def _evaluator(problem: Problem, params: PyTree, data: PyTree) -> Callable[..., dict[str, float]]:
+    def evaluate(params, data):
+        value, scores = problem.value_and_aux(params, data)
+        return {"loss": value, "accuracy": tasks.accuracy(scores, data)}
+
+    data = jax.device_put(data)
+    compiled = jax.jit(evaluate).lower(params, data).compile()
+    return lambda params: _numbers(compiled(params, data))
 
 
 def _batch(setting: Setting, step: int) -> dict[str, Any]:
@@ -198,8 +227,88 @@ def _batch(setting: Setting, step: int) -> dict[str, Any]:
     return {name: array[indices] for name, array in setting.task.dataset.train.items()}
 
 
+def _train(
+    setting: Setting,
+    programs: Programs,
+    folder: Path,
+    state: PyTree,
+    *,
+    step: int,
+    seconds: float,
+) -> dict[str, Any]:
+    config = setting.config
+    start, diverged = time.perf_counter() - seconds, False
+
+    def due(every: int) -> bool:
+        return step == setting.steps or step % every == 0
+
+    def elapsed() -> float:
+        return time.perf_counter() - start
+
+    def save() -> None:
+        checkpoint.save(
+            folder / CHECKPOINTS, step, state, seconds=elapsed(), origin=_origin(config)
+        )
+
+    with Progress("train", setting.steps, "step", done=step) as progress, _patience() as asked:
+        while step < setting.steps and not diverged and not asked.is_set():
+            state, figures = programs.update(state, _batch(setting, step), np.int32(step))
+            step += 1
+            progress.update(step)
+            if not any(map(due, (config.log_every, config.evaluate_every, config.checkpoint_every))):
+                continue
+            line = _line(setting, step, _numbers(figures), elapsed())
+            if due(config.evaluate_every):
+                line |= {f"train_{name}": value for name, value in programs.train(state[0]).items()}
+                line |= {f"test_{name}": value for name, value in programs.test(state[0]).items()}
+            record.append_metrics(folder / record.METRICS, line)
+            progress.update(step, loss=line["loss"])
+            diverged = not (math.isfinite(line["loss"]) and _finite(state[0]))
+            if due(config.checkpoint_every) and not diverged:
+                save()
+        if asked.is_set() and step < setting.steps and not diverged:
+            if _finite(state[0]):
+                save()
+            raise KeyboardInterrupt
+    status = "diverged" if diverged else "finished"
+    return _summarize(folder, status, step, elapsed(), programs.seconds)
+
+
+@contextlib.contextmanager
+def _patience() -> Iterator[threading.Event]:
+    """An event that a first Ctrl-C sets instead of cutting a step; a second one cuts as usual."""
+    asked = threading.Event()
+    before = signal.getsignal(signal.SIGINT)
+
+    def ask(*_):
+        asked.set()
+        signal.signal(signal.SIGINT, before)
+
+    if before is not signal.default_int_handler:  # another program's, or ignored
+        yield asked
+        return
+    signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@jax.jit
+def _finite(params: PyTree) -> jax.Array:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(params)]))
+
+
+def _numbers(figures: dict[str, jax.Array]) -> dict[str, Any]:
+    """Python's numbers; of a float32 the shortest that means it, 0.003 and not 0.003000000026."""
+    arrays = {name: np.asarray(value) for name, value in figures.items()}
+    return {
+        name: array.item() if array.dtype.kind in "biu" else float(str(array[()]))
+        for name, array in arrays.items()
+    }
+
+
 def _line(setting: Setting, step: int, figures: dict[str, Any], seconds: float) -> dict[str, Any]:
-    figures = {name: value.item() for name, value in jax.device_get(figures).items()}
     line = {
         "step": step,
         "epoch": round(step / setting.batches.per_epoch, 4),
@@ -216,20 +325,20 @@ def _summarize(
     folder: Path, status: str, step: int, seconds: float, compile_seconds: float
 ) -> dict[str, Any]:
     lines, _ = record.read_metrics(folder / record.METRICS)
-    evaluated = next((line for line in reversed(lines) if "test_loss" in line), {})
+    final = lines[-1] if status == "finished" else {}  # evaluated at the last step
     names = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
     summary = {
         "status": status,
         "steps": step,
         "seconds": round(seconds, 3),
         "compile_seconds": round(compile_seconds, 3),
-        **{name: evaluated.get(name) for name in names},
+        **{name: final.get(name) for name in names},
     }
     record.write_json(folder / record.SUMMARY, summary)
     return summary
 
 
-def _environment(setting: Setting, command: list[str]) -> dict[str, Any]:
+def _environment(setting: Setting, command: Sequence[str]) -> dict[str, Any]:
     return {
         "gradkit": gk.__version__,
         "python": platform.python_version(),
@@ -239,20 +348,5 @@ def _environment(setting: Setting, command: list[str]) -> dict[str, Any]:
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "data": setting.task.dataset.describe(),
         "parameters": optax.tree.size(setting.task.params),
-        "command": command or sys.argv,
+        "command": list(command),
     }
-
-
-def _origin(config: Config) -> dict[str, Any]:
-    """The part of a config that a run cannot change on its way."""
-    fixed = config.model_dump(mode="json", include={"seed", "data", "model", "batch_size"})
-    return fixed | {"optimizer": [as_written(member) for member in config.optimizer]}
-
-
-def _same_origin(folder: Path, began: dict[str, Any], now: dict[str, Any]) -> None:
-    changed = [name for name in now if began.get(name) != now[name]]
-    if changed:
-        raise UserError(
-            f"{folder / record.CONFIG}: changed since the run began: "
-            + "; ".join(f"{name}: expected {began.get(name)}, got {now[name]}" for name in changed)
-        )

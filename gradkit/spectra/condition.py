@@ -32,9 +32,9 @@ class Interval(NamedTuple):
     """`lower <= value <= upper` for max |λᵢ| / min |λⱼ|.
 
     Attributes:
-      value: best estimate; the lower bound where only that is known.
-      lower, upper: bounds; `upper` is infinite where none is known.
-      code: index into `BASES`.
+        value: best estimate; the lower bound where only that is known.
+        lower, upper: bounds; `upper` is infinite where none is known.
+        code: index into `BASES`.
     """
 
     value: jax.Array
@@ -65,10 +65,10 @@ def condition_number(
     Cost: min(n, 500) products and trees of memory up to n = 500, else 100 of each.
 
     Args:
-      A: symmetric operator of dimension n.
-      key: random key of the start vector.
-      shift: a multiple of the identity to add [the operator's unit].
-      drive: `gk.in_jit` (default) or `gk.on_host`.
+        A: symmetric operator of dimension n.
+        key: random key of the start vector.
+        shift: a multiple of the identity to add [the operator's unit].
+        drive: `gk.in_jit` (default) or `gk.on_host`.
     """
     n = A.dimension
     start_key, later_key = jax.random.split(key)
@@ -82,9 +82,9 @@ def interval(krylov: Lanczos, n: int | jax.Array, shift: float | jax.Array = 0.0
     """Returns what a decomposition from a random start says of an operator of dimension n.
 
     Args:
-      krylov: the decomposition of A.
-      n: the dimension of A.
-      shift: a multiple of the identity to add to A.
+        krylov: the decomposition of A.
+        n: the dimension of A.
+        shift: a multiple of the identity to add to A.
     """
     theta, _, residuals = ritz(krylov)
     genuine = jnp.isfinite(residuals)

@@ -25,11 +25,11 @@ class Eigenpairs(NamedTuple):
     """`‖A vᵢ − θᵢ vᵢ‖ = residualsᵢ`: an eigenvalue of A lies within residualsᵢ of θᵢ.
 
     Attributes:
-      values: θ, shape (k,), ascending.
-      vectors: basis of the k unit vectors: each leaf has k rows.
-      residuals: shape (k,), measured by one product each.
-      converged: shape (k,), whether the residual is at most tol times the largest |θ| met.
-      products: products with A that all this took.
+        values: θ, shape (k,), ascending.
+        vectors: basis of the k unit vectors: each leaf has k rows.
+        residuals: shape (k,), measured by one product each.
+        converged: shape (k,), whether the residual is at most tol times the largest |θ| met.
+        products: products with A that all this took.
     """
 
     values: jax.Array
@@ -66,21 +66,28 @@ def eigsh(
     Cost: one product a step and k for the residuals; `max_products` + 3 trees of memory.
 
     Args:
-      A: symmetric operator of dimension n.
-      k: how many, 1 to n.
-      which: "LA" largest, "SA" smallest, "BE" both ends (k // 2 smallest, the rest largest), "LM"
-        largest in magnitude, as SciPy's `eigsh`.
-      key: random key of the start vector.
-      tol: converged means a residual of at most tol times the largest |θ|.
-      max_products: most products to spend; by default the smaller of n + k and 20 k + 100.
-      v0: start vector; random by default. Eigenvectors orthogonal to it are not found.
-      drive: `gk.in_jit` (default) or `gk.on_host`, which shows progress.
+        A: symmetric operator of dimension n.
+        k: how many, 1 to n.
+        which: "LA" largest, "SA" smallest, "BE" both ends (k // 2 smallest, the rest largest), "LM"
+          largest in magnitude, as SciPy's `eigsh`.
+        key: random key of the start vector.
+        tol: converged means a residual of at most tol times the largest |θ|.
+        max_products: most products to spend; by default the smaller of n + k and 20 k + 100.
+        v0: start vector; random by default. Eigenvectors orthogonal to it are not found.
+        drive: `gk.in_jit` (default) or `gk.on_host`, which shows progress.
 
     Returns:
-      `Eigenpairs`, in ascending order whatever `which`.
+        `Eigenpairs`, in ascending order whatever `which`.
 
     Raises:
-      ValueError: k, which or max_products out of range, or v0 not in the operator's domain.
+        ValueError: k, which or max_products out of range, or v0 not in the operator's domain.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, gradkit as gk
+        >>> A = gk.Operator(lambda v: jnp.arange(100.0) * v, jnp.zeros(100))
+        >>> pairs = gk.eigsh(A, 3, key=jax.random.key(0))
+        >>> [round(float(value), 3) for value in pairs.values], bool(pairs.converged.all())
+        ([97.0, 98.0, 99.0], True)
     """
     n = A.dimension
     if not 1 <= k <= n:

@@ -19,11 +19,11 @@ class Spectrum(NamedTuple):
     """What was learned of an operator, each part with its error.
 
     Attributes:
-      largest: the `top` largest eigenpairs, ascending.
-      smallest: the `bottom` smallest, ascending.
-      density: the spectral density.
-      condition: interval for the condition number.
-      products: products with the operator in all.
+        largest: the `top` largest eigenpairs, ascending.
+        smallest: the `bottom` smallest, ascending.
+        density: the spectral density.
+        condition: interval for the condition number.
+        products: products with the operator in all.
     """
 
     largest: Eigenpairs
@@ -51,17 +51,17 @@ def spectrum(
     Cost: as `eigsh` with k = top + bottom, and `density`.
 
     Args:
-      A: symmetric operator of dimension n.
-      key: random key.
-      top: how many of the largest eigenvalues.
-      bottom: how many of the smallest; more than there are is all.
-      probes: start vectors for the density.
-      steps: Lanczos steps a probe.
-      tol: eigenpairs are converged at a residual of tol times the largest |θ|.
-      drive: `gk.in_jit` (default) or `gk.on_host`, which shows progress.
+        A: symmetric operator of dimension n.
+        key: random key.
+        top: how many of the largest eigenvalues.
+        bottom: how many of the smallest; more than there are is all.
+        probes: start vectors for the density.
+        steps: Lanczos steps a probe.
+        tol: eigenpairs are converged at a residual of tol times the largest |θ|.
+        drive: `gk.in_jit` (default) or `gk.on_host`, which shows progress.
 
     Raises:
-      ValueError: top, bottom, probes or steps out of range.
+        ValueError: top, bottom, probes or steps out of range.
     """
     n = A.dimension
     for name, value in (("top", top), ("bottom", bottom)):

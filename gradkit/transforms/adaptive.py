@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from gradkit.transforms.moments import bias
 from gradkit.tree import wide
@@ -31,9 +31,9 @@ class MomentsState(NamedTuple):
 
 
 def scale_by_rms(
-    decay: Any = 0.9,
-    eps: Any = 1e-8,
-    initial_scale: Any = 0.0,
+    decay: float | jax.Array = 0.9,
+    eps: float | jax.Array = 1e-8,
+    initial_scale: float | jax.Array = 0.0,
     eps_in_sqrt: bool = True,
     bias_correction: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -44,11 +44,11 @@ def scale_by_rms(
     Cost: one tree of memory.
 
     Args:
-      decay: ρ, 0 ≤ ρ < 1.
-      eps: ε, in the unit of g² inside the root, of g outside.
-      initial_scale: r before the first update.
-      eps_in_sqrt: √(r + ε) (default), or √r + ε.
-      bias_correction: divide r by 1 − ρᵗ.
+        decay: ρ, 0 ≤ ρ < 1.
+        eps: ε, in the unit of g² inside the root, of g outside.
+        initial_scale: r before the first update.
+        eps_in_sqrt: √(r + ε) (default), or √r + ε.
+        bias_correction: divide r by 1 − ρᵗ.
     """
 
     def init(params):
@@ -69,9 +69,9 @@ def scale_by_rms(
 
 
 def scale_by_stddev(
-    decay: Any = 0.9,
-    eps: Any = 1e-8,
-    initial_scale: Any = 0.0,
+    decay: float | jax.Array = 0.9,
+    eps: float | jax.Array = 1e-8,
+    initial_scale: float | jax.Array = 0.0,
     eps_in_sqrt: bool = True,
     bias_correction: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -83,11 +83,11 @@ def scale_by_stddev(
     Cost: two trees of memory.
 
     Args:
-      decay: ρ of both averages, 0 ≤ ρ < 1.
-      eps: ε, in the unit of g² inside the root, of g outside.
-      initial_scale: r before the first update.
-      eps_in_sqrt: √(r − m² + ε) (default), or √(r − m²) + ε.
-      bias_correction: divide m and r by 1 − ρᵗ.
+        decay: ρ of both averages, 0 ≤ ρ < 1.
+        eps: ε, in the unit of g² inside the root, of g outside.
+        initial_scale: r before the first update.
+        eps_in_sqrt: √(r − m² + ε) (default), or √(r − m²) + ε.
+        bias_correction: divide m and r by 1 − ρᵗ.
     """
 
     def init(params):
@@ -113,11 +113,11 @@ def scale_by_stddev(
 
 
 def scale_by_adam(
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    eps_root: Any = 0.0,
-    mu_dtype: Any = None,
+    b1: float | jax.Array = 0.9,
+    b2: float | jax.Array = 0.999,
+    eps: float | jax.Array = 1e-8,
+    eps_root: float | jax.Array = 0.0,
+    mu_dtype: DTypeLike | None = None,
     *,
     nesterov: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -128,12 +128,12 @@ def scale_by_adam(
     Cost: two trees of memory.
 
     Args:
-      b1: β₁, decay of the average of g.
-      b2: β₂, decay of the average of g².
-      eps: ε outside the root [the unit of g].
-      eps_root: ε inside the root [the unit of g²].
-      mu_dtype: dtype of the average of g; the parameters' by default.
-      nesterov: use β₁ m + (1 − β₁) g in place of m, each with its own correction.
+        b1: β₁, decay of the average of g.
+        b2: β₂, decay of the average of g².
+        eps: ε outside the root [the unit of g].
+        eps_root: ε inside the root [the unit of g²].
+        mu_dtype: dtype of the average of g; the parameters' by default.
+        nesterov: use β₁ m + (1 − β₁) g in place of m, each with its own correction.
     """
 
     def init(params):
@@ -164,7 +164,7 @@ def _second_moments(params: PyTree, value: Any) -> PyTree:
     )
 
 
-def _mix(decay: Any, old: jax.Array, new: jax.Array) -> jax.Array:
+def _mix(decay: float | jax.Array, old: jax.Array, new: jax.Array) -> jax.Array:
     return decay * wide(old) + (1 - decay) * new
 
 
@@ -173,7 +173,7 @@ def _square(g: jax.Array) -> jax.Array:
     return jnp.real(g * jnp.conj(g)) if jnp.iscomplexobj(g) else g * g
 
 
-def _root(r: jax.Array, eps: Any, eps_in_sqrt: bool) -> jax.Array:
+def _root(r: jax.Array, eps: float | jax.Array, eps_in_sqrt: bool) -> jax.Array:
     return jnp.sqrt(r + eps) if eps_in_sqrt else jnp.sqrt(r) + eps
 
 

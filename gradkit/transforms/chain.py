@@ -14,17 +14,17 @@ def chain(*members: optax.GradientTransformation) -> optax.GradientTransformatio
     Extra arguments of `update` reach every member; its state is the tuple of the members' states.
 
     Args:
-      *members: gradient transformations, in the order in which gradients pass them.
+        *members: gradient transformations, in the order in which gradients pass them.
 
     Raises:
-      TypeError: a member is not a gradient transformation; the message gives its position.
+        TypeError: a member is not a gradient transformation; the message gives its position.
 
     Example:
-      >>> import jax.numpy as jnp, gradkit as gk
-      >>> tx = gk.chain(gk.clip_by_global_norm(1.0), gk.sgd(0.1))
-      >>> updates, state = tx.update(jnp.array([3.0, 4.0]), tx.init(jnp.zeros(2)))
-      >>> updates
-      Array([-0.06, -0.08], dtype=float32)
+        >>> import jax.numpy as jnp, gradkit as gk
+        >>> tx = gk.chain(gk.clip_by_global_norm(1.0), gk.sgd(0.5))
+        >>> updates, state = tx.update(jnp.array([0.0, 4.0]), tx.init(jnp.zeros(2)))
+        >>> updates
+        Array([-0. , -0.5], dtype=float32)
     """
     for position, member in enumerate(members):
         if not isinstance(member, optax.GradientTransformation):

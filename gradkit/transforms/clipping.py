@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ class GlobalNormState(NamedTuple):
         return {"norm_before_clipping": self.norm, "clipped": self.clipped}
 
 
-def clip_by_global_norm(max_norm: Any) -> optax.GradientTransformationExtraArgs:
+def clip_by_global_norm(max_norm: float | jax.Array) -> optax.GradientTransformationExtraArgs:
     """Scales updates g by c/‖g‖ if ‖g‖ > c, the norm over all leaves; else leaves them as they are.
 
     A norm that is not finite makes the updates NaN: it is not hidden.
@@ -33,7 +33,7 @@ def clip_by_global_norm(max_norm: Any) -> optax.GradientTransformationExtraArgs:
     Cost: two passes over the updates.
 
     Args:
-      max_norm: c [the unit of the updates].
+        max_norm: c [the unit of the updates].
     """
 
     def init(params):
@@ -49,11 +49,11 @@ def clip_by_global_norm(max_norm: Any) -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def clip(max_delta: Any) -> optax.GradientTransformationExtraArgs:
+def clip(max_delta: float | jax.Array) -> optax.GradientTransformationExtraArgs:
     """Clips every element of the updates to [−c, c]. NaN stays NaN.
 
     Args:
-      max_delta: c [the unit of the updates].
+        max_delta: c [the unit of the updates].
     """
 
     def update(updates, state, params=None, **_):

@@ -33,12 +33,12 @@ def add_decayed_weights(
     Source: Loshchilov & Hutter (2019), algorithm 2.
 
     Args:
-      weight_decay: w, a number or a schedule.
-      mask: tree of booleans like the parameters or a prefix of them, or a function that makes one
-        from the parameters; False leaves are not decayed.
+        weight_decay: w, a number or a schedule.
+        mask: tree of booleans like the parameters or a prefix of them, or a function that makes one
+          from the parameters; False leaves are not decayed.
 
     Raises:
-      ValueError: `update` was called without the parameters.
+        ValueError: `update` was called without the parameters.
     """
 
     def init(params):

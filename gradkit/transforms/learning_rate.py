@@ -28,10 +28,12 @@ def scale_by_learning_rate(
 ) -> optax.GradientTransformationExtraArgs:
     """Scales updates u to −η u, the step to add to the parameters.
 
+    Differs: a rate must be given; optax without one leaves the updates and their sign as they are.
+
     Args:
-      learning_rate: η, a number or a schedule: a function of the number of updates before this one.
-        It is kept in float32 at least, whatever the parameters are.
-      flip_sign: turn a gradient into a descent step (default); False keeps the sign.
+        learning_rate: η, a number or a schedule: a function of the number of updates so far.
+          It is kept in float32 at least, whatever the parameters are.
+        flip_sign: turn a gradient into a descent step (default); False keeps the sign.
     """
 
     def rate(step):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ class LineSearchState(NamedTuple):
 
 
 def line_search(
-    *, decrease: Any = 1e-4, shrink: Any = 0.5, max_steps: int = 20
+    *, decrease: float | jax.Array = 1e-4, shrink: float | jax.Array = 0.5, max_steps: int = 20
 ) -> optax.GradientTransformationExtraArgs:
     """Scales updates u to −α u, with α the first of 1, ½, ¼ … that lowers the loss enough.
 
@@ -33,18 +33,18 @@ def line_search(
 
     Source: Nocedal & Wright (2006), algorithm 3.1.
     Differs: a loss that is NaN or infinite fails the trial; the test allows for the rounding of f,
-    2 ε |f|, without which no step passes near a minimum in float32; where no α passes, or u is not
-    a direction of descent, the update is zero and counted as a failure.
+    2 ε |f|, without which no step passes near a minimum in float32; where no α passes, or −u is not
+    a direction of descent, the update is zero and counted as a failure, unless u is zero itself.
 
     Cost: one evaluation of the loss a trial.
 
     Args:
-      decrease: c, 0 < c < ½.
-      shrink: factor between one trial and the next.
-      max_steps: most trials.
+        decrease: c, 0 < c < ½.
+        shrink: factor between one trial and the next.
+        max_steps: most trials.
 
     Raises:
-      TypeError: `update` was called without `value`, `grad` or `value_fn`.
+        TypeError: `update` was called without `value`, `grad` or `value_fn`.
     """
 
     def init(params):
@@ -77,6 +77,7 @@ def line_search(
         alpha, trials, passed = jax.lax.while_loop(go_on, attempt, start)
         alpha = jnp.where(passed, alpha, 0)
         step = jax.tree.map(lambda u: jnp.where(passed, -alpha * u, 0).astype(u.dtype), updates)
-        return step, LineSearchState(alpha, state.evaluations + trials, state.failures + ~passed)
+        failed = ~passed & (tree.norm(updates) != 0)
+        return step, LineSearchState(alpha, state.evaluations + trials, state.failures + failed)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from gradkit.tree import wide
 
@@ -28,7 +28,7 @@ class BiasCorrectionState(NamedTuple):
 
 
 def ema(
-    decay: Any, debias: bool = True, accumulator_dtype: Any = None
+    decay: float | jax.Array, debias: bool = True, accumulator_dtype: DTypeLike | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Replaces updates x by their exponential moving average m ← β m + (1 − β) x.
 
@@ -38,10 +38,10 @@ def ema(
     Cost: one tree of memory.
 
     Args:
-      decay: β, 0 ≤ β < 1, how much of the past is kept.
-      debias: divide by 1 − βᵗ, so that the average of a constant is that constant from the first
-        step on. `chain(ema(b, debias=False), bias_correction(b))` does the same.
-      accumulator_dtype: dtype of the average; the parameters' by default.
+        decay: β, 0 ≤ β < 1, how much of the past is kept.
+        debias: divide by 1 − βᵗ, so that the average of a constant is that constant from the first
+          step on. `chain(ema(b, debias=False), bias_correction(b))` does the same.
+        accumulator_dtype: dtype of the average; the parameters' by default.
     """
 
     def init(params):
@@ -61,13 +61,13 @@ def ema(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def bias_correction(decay: Any) -> optax.GradientTransformationExtraArgs:
+def bias_correction(decay: float | jax.Array) -> optax.GradientTransformationExtraArgs:
     """Divides the t-th update by 1 − βᵗ: an average that started at zero becomes unbiased.
 
     Source: Kingma & Ba (2015), section 3.
 
     Args:
-      decay: β of the exponential moving average to be corrected.
+        decay: β of the exponential moving average to be corrected.
     """
 
     def init(params):
@@ -82,7 +82,7 @@ def bias_correction(decay: Any) -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def bias(decay: Any, step: ArrayLike) -> jax.Array:
+def bias(decay: float | jax.Array, step: ArrayLike) -> jax.Array:
     """Returns 1 − βᵗ, the total weight of an average that started at zero, t = `step` updates on.
 
     In float32 whatever the parameters are: in bfloat16 a β of 0.999 would be 1.

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
 
 from gradkit.tree import wide
 
@@ -20,7 +21,7 @@ class HeavyBallState(NamedTuple):
 
 
 def heavy_ball(
-    decay: Any, nesterov: bool = False, accumulator_dtype: Any = None
+    decay: float | jax.Array, nesterov: bool = False, accumulator_dtype: DTypeLike | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Replaces updates g by the velocity v ← μ v + g, or by g + μ v with `nesterov`.
 
@@ -34,9 +35,9 @@ def heavy_ball(
     Cost: one tree of memory.
 
     Args:
-      decay: μ, 0 ≤ μ < 1.
-      nesterov: look ahead by one step of momentum.
-      accumulator_dtype: dtype of the velocity; the parameters' by default.
+        decay: μ, 0 ≤ μ < 1.
+        nesterov: look ahead by one step of momentum.
+        accumulator_dtype: dtype of the velocity; the parameters' by default.
     """
 
     def init(params):

@@ -1,0 +1,184 @@
+"""What every public optimizer promises; a new name in the index is enrolled by being there."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import gradkit as gk
+
+pytestmark = pytest.mark.contract
+
+OPTIMIZERS = [
+    name
+    for name in gk.__all__
+    if gk._INDEX[name].startswith("gradkit.optimizers.") and not name.startswith("scale_by_")
+]
+SEARCHING = {"newton_cg"}  # a gradient that is not finite moves nothing, and counts as a failure
+
+
+def quadratic(dtype):
+    scales = {"a": jnp.asarray([1.0, 10.0, 0.1], dtype), "b": (jnp.asarray(3.0, dtype),)}
+
+    def loss(params, batch):
+        terms = jax.tree.map(lambda s, p: jnp.sum(s * (p - 1) ** 2), scales, params)
+        return batch * sum(jax.tree.leaves(terms)) / 2
+
+    return loss, jax.tree.map(jnp.zeros_like, scales), jnp.asarray(1.0, dtype)
+
+
+def logistic(dtype):
+    rng = np.random.default_rng(0)
+    x, noise = rng.normal(size=(40, 5)), rng.normal(size=40)
+    batch = jnp.asarray(x, dtype), jnp.asarray(x[:, 0] + 0.3 * noise > 0, dtype)
+
+    def loss(params, batch):
+        x, y = batch
+        z = x @ params["w"] + params["bias"]
+        return jnp.mean(jax.nn.softplus(z) - y * z)
+
+    return loss, {"w": jnp.zeros(5, dtype), "bias": jnp.zeros((), dtype)}, batch
+
+
+PROBLEMS = {"quadratic": quadratic, "logistic": logistic}
+
+
+@pytest.fixture(params=OPTIMIZERS)
+def tx(request):
+    return getattr(gk, request.param)()
+
+
+def step(tx, loss, params, state, batch):
+    point = gk.observe(loss, params, batch, curvature=gk.hessian, key=jax.random.key(0))
+    updates, state = tx.update(point.grad, state, params, **point.extras)
+    return optax.apply_updates(params, updates), state, point.value
+
+
+def run(tx, problem, steps):
+    loss, params, batch = problem
+    advance = jax.jit(lambda params, state: step(tx, loss, params, state, batch))
+    state = tx.init(params)
+    for _ in range(steps):
+        params, state, _ = advance(params, state)
+    return params, state
+
+
+def assert_equal_trees(a, b, **tolerance):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        if tolerance:
+            np.testing.assert_allclose(x, y, **tolerance)
+        else:
+            np.testing.assert_array_equal(x, y)
+
+
+def types(a):
+    return jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), a)
+
+
+def test_there_are_optimizers_to_test():
+    assert {"sgd", "adam", "adamw", "rmsprop", "newton_cg"} <= set(OPTIMIZERS)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_lowers_the_loss(tx, name, dtype):
+    loss, params, batch = problem = PROBLEMS[name](dtype)
+    reached, _ = run(tx, problem, 30)
+    assert loss(reached, batch) < loss(params, batch)
+
+
+def test_lowers_the_loss_of_a_network(tx, network):
+    reached, _ = run(tx, (network.loss, network.params, network.batch), 30)
+    assert network.loss(reached, network.batch) < network.loss(network.params, network.batch)
+
+
+def test_jit_equals_eager(tx, dtype, eps):
+    loss, params, batch = logistic(dtype)
+    state = tx.init(params)
+    eager = step(tx, loss, params, state, batch)
+    jitted = jax.jit(lambda p, s: step(tx, loss, p, s, batch))(params, state)
+    assert_equal_trees(jitted, eager, rtol=100 * eps, atol=100 * eps)
+
+
+def test_structure_and_dtypes_are_kept(tx, dtype):
+    loss, params, batch = quadratic(dtype)
+    state = tx.init(params)
+    point = gk.observe(loss, params, batch, curvature=gk.hessian)
+    updates, following = tx.update(point.grad, state, params, **point.extras)
+    assert types(updates) == types(params)
+    assert types(following) == types(state)
+
+
+def test_vmap_equals_one_by_one(tx, dtype, eps):
+    loss, params, batch = logistic(dtype)
+    starts = jax.tree.map(
+        lambda x: x + jnp.arange(3, dtype=dtype).reshape(3, *[1] * x.ndim), params
+    )
+
+    def two_steps(params):
+        state = tx.init(params)
+        for _ in range(2):
+            params, state, _ = step(tx, loss, params, state, batch)
+        return params
+
+    together = jax.jit(jax.vmap(two_steps))(starts)
+    for i in range(3):
+        alone = jax.jit(two_steps)(jax.tree.map(lambda x, i=i: x[i], starts))
+        one = jax.tree.map(lambda x, i=i: x[i], together)
+        assert_equal_trees(one, alone, rtol=1e3 * eps, atol=1e3 * eps)
+
+
+@pytest.mark.parametrize("chain", [gk.chain, optax.chain])
+def test_chains_before_and_after_clipping_with_gradkit_and_optax(tx, chain, dtype):
+    loss, params, batch = problem = logistic(dtype)
+    for clip in (gk.clip_by_global_norm(0.1), optax.clip_by_global_norm(0.1)):
+        before, _ = run(chain(clip, tx), problem, 10)
+        after, _ = run(chain(tx, clip), problem, 10)
+        assert loss(before, batch) < loss(params, batch)
+        assert loss(after, batch) < loss(params, batch)
+
+
+def test_a_state_that_was_saved_goes_on_bit_for_bit(tx, dtype):
+    loss, _, batch = problem = logistic(dtype)
+    params, state = run(tx, problem, 3)
+    loaded = pickle.loads(pickle.dumps(jax.device_get(state)))
+    advance = jax.jit(lambda p, s: step(tx, loss, p, s, batch))
+    assert_equal_trees(advance(params, loaded), advance(params, state))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_gradients_that_are_not_finite_are_never_hidden(name, dtype):
+    loss, params, batch = logistic(dtype)
+    tx = getattr(gk, name)()
+    params = jax.tree.map(lambda x: x * jnp.nan, params)
+    state = tx.init(params)
+    point = gk.observe(loss, params, batch, curvature=gk.hessian)
+    updates, state = tx.update(point.grad, state, params, **point.extras)
+    for leaf in jax.tree.leaves(updates):
+        assert (leaf == 0).all() if name in SEARCHING else jnp.isnan(leaf).all()
+    assert gk.metrics(state).get("failures", 0) == (name in SEARCHING)
+
+
+def transformations_of_both():
+    """The names that gradkit and optax give to a factory of transformations."""
+    for name in gk.__all__:
+        theirs = getattr(optax, name, None)
+        returned = getattr(theirs, "__annotations__", {}).get("return")
+        if "GradientTransformation" in str(returned) and name != "chain":
+            yield name
+
+
+@pytest.mark.parametrize("name", list(transformations_of_both()))
+def test_arguments_and_their_defaults_are_those_of_optax(name):
+    ours = inspect.signature(getattr(gk, name)).parameters.values()
+    theirs = inspect.signature(getattr(optax, name)).parameters.values()
+    for mine, other in zip(ours, theirs, strict=True):
+        assert (mine.name, mine.kind) == (other.name, other.kind)
+        if other.default is not inspect.Parameter.empty and mine.default != other.default:
+            assert "Differs:" in getattr(gk, name).__doc__, mine.name
