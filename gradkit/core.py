@@ -25,7 +25,7 @@ class Problem:
         loss: `loss(params, batch) -> scalar`, or `-> (scalar, aux)` with `has_aux=True`.
         predict: `predict(params, batch) -> outputs`, the model.
         criterion: `criterion(outputs, batch) -> scalar`, convex in the outputs for a Gauss–Newton
-          operator to be positive semidefinite.
+            operator to be positive semidefinite.
         has_aux: whether `loss` returns a pair. With `predict` the auxiliary value is the outputs.
 
     Raises:
@@ -89,7 +89,7 @@ class Point(NamedTuple):
         grad: its gradient, a tree like the parameters [loss/param].
         aux: the loss's auxiliary value; the model's outputs for a `predict` problem.
         extras: the keyword arguments of `update`: `value`, `grad`, `value_fn(params) -> scalar`,
-          and, where asked for, `curvature() -> Operator` and `key`.
+            and, where asked for, `curvature() -> Operator` and `key`.
     """
 
     value: jax.Array

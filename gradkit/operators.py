@@ -28,7 +28,7 @@ class Operator:
 
     Args:
         matvec: maps a tree like `domain` to one of the same structure, shapes and dtypes. It must
-          be linear, symmetric, and traceable by `jit`.
+            be linear, symmetric, and traceable by `jit`.
         domain: tree of arrays or of `jax.ShapeDtypeStruct`.
 
     Example:

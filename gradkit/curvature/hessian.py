@@ -28,11 +28,11 @@ def hessian(
 
     Args:
         problem: a `Problem`, or a plain `loss(params, batch)`. Anything random in it must be
-          frozen, or the map is not linear: pass fixed keys and batch statistics in the batch.
+            frozen, or the map is not linear: pass fixed keys and batch statistics in the batch.
         params: tree of floating-point parameters θ.
         batch: whatever the problem takes; weighting is the loss's own.
         linearize: linearize the gradient once and re-apply it (default), or recompute it in each
-          product, for models whose residuals do not fit in memory.
+            product, for models whose residuals do not fit in memory.
 
     Returns:
         An `Operator` on trees like `params` [loss/param²], equal to `jax.hessian` to rounding.

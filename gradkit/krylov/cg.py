@@ -20,13 +20,13 @@ class Solve(NamedTuple):
 
     Attributes:
         x: the solution, a tree like b. When the curvature met was not positive, the last iterate
-          before it: zero if the very first direction had it.
+            before it: zero if the very first direction had it.
         residual_norm: ‖b − A x‖, a scalar.
         steps: directions used.
         products: products with A, the one that measured the residual included.
         converged: whether `residual_norm <= tol ‖b‖`.
-        curvature: the smallest pᵀAp / pᵀp among the directions p met; not positive means that A is
-          not positive definite, and that the method stopped there.
+        curvature: the smallest pᵀAp / pᵀp among the directions p met, infinite without any; not
+            positive means that A is not positive definite, and that the method stopped there.
     """
 
     x: PyTree

@@ -43,7 +43,7 @@ def on_host(
         state: where to start; its buffers are given up to the loop.
         until: whether a state is the last.
         watch: called with the state after each step, to show progress or to save. Bind it with
-          `functools.partial(gk.on_host, watch=...)`.
+            `functools.partial(gk.on_host, watch=...)`.
     """
     advance, done = _compiled(step, until)
     while not done(state):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +26,7 @@ class Lanczos(NamedTuple):
         V: basis of m vectors.
         alpha: diagonal of T, shape (m,).
         beta: shape (m,): beta[i] couples rows i and i + 1 of T; beta[j − 1] is the β of the
-          identity. Zero where the space was exhausted and the method went on in a new direction.
+            identity. Zero where the space was exhausted and the method went on in a new direction.
         v: the next basis vector.
         step: j, how many rows are done.
         seed: of the new directions, unsigned 32-bit.
@@ -52,7 +53,7 @@ class Lanczos(NamedTuple):
 
 
 def lanczos(
-    A: Operator, v0: PyTree, *, steps: int, key: jax.Array, drive: Drive = in_jit
+    A: Operator, v0: PyTree | None, *, steps: int, key: jax.Array, drive: Drive = in_jit
 ) -> Lanczos:
     """Returns the decomposition after `steps` steps from v0.
 
@@ -65,22 +66,26 @@ def lanczos(
 
     Args:
         A: symmetric operator of dimension n.
-        v0: start vector, a tree like the operator's domain; normalized here.
+        v0: start vector, a tree like the operator's domain; None for a random one.
         steps: how many, at most n.
-        key: random key for the directions after a breakdown.
+        key: random key of the start and of the directions after a breakdown.
         drive: `gk.in_jit` (default) or `gk.on_host`.
 
     Raises:
         ValueError: more steps than dimensions, or v0 not in the operator's domain.
     """
-    A.check(v0)
     if not 1 <= steps <= A.dimension:
         raise ValueError(f"steps: expected 1 to {A.dimension}, the dimension, got {steps}")
-    return drive(step, A, init(v0, key, rows=steps), until=stops)
+    return drive(step, A, init(A, v0, key, rows=steps), until=stops)
 
 
-def init(v0: PyTree, key: jax.Array, *, rows: int) -> Lanczos:
-    """Returns the state before the first of at most `rows` steps from v0."""
+@functools.partial(jax.jit, static_argnames="rows")
+def init(A: Operator, v0: PyTree | None, key: jax.Array, *, rows: int) -> Lanczos:
+    """Returns the state before the first of at most `rows` steps from v0, or at random."""
+    start_key, seed_key = jax.random.split(key)
+    if v0 is None:
+        v0 = tree.random_unit(start_key, A.domain)
+    A.check(v0)
     dtype = tree.scalar_dtype(v0)
     return Lanczos(
         V=tree.empty_basis(rows, v0),
@@ -88,7 +93,7 @@ def init(v0: PyTree, key: jax.Array, *, rows: int) -> Lanczos:
         beta=jnp.zeros(rows, dtype),
         v=tree.scaled(1 / tree.norm(v0), v0),
         step=jnp.zeros((), jnp.int32),
-        seed=jax.random.bits(key, (), jnp.uint32),
+        seed=jax.random.bits(seed_key, (), jnp.uint32),
     )
 
 

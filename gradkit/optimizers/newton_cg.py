@@ -56,9 +56,13 @@ def scale_by_newton_cg(
     """
 
     def init(params):
-        zero = jnp.zeros((), tree.scalar_dtype(params))
-        count = jnp.zeros((), jnp.int32)
-        return NewtonCgState(count, count, zero, zero)
+        dtype = tree.scalar_dtype(params)
+        return NewtonCgState(
+            products=jnp.zeros((), jnp.int32),
+            steps=jnp.zeros((), jnp.int32),
+            residual_norm=jnp.zeros((), dtype),
+            curvature=jnp.zeros((), dtype),
+        )
 
     def update(updates, state, params=None, **extra):
         curvature = required(extra, "curvature", member="scale_by_newton_cg")

@@ -86,7 +86,7 @@ def _draw_density(
     axes.tick_params(labelbottom=False, bottom=False)
     _draw_rug(rug, record)
     low, high = _reach(record)
-    _eigenvalue_axis(axes, "x", reading, min(grid[0], low), max(grid[-1], high))
+    _eigenvalue_axis(axes, "x", reading, float(min(grid[0], low)), float(max(grid[-1], high)))
     rug.set_xlabel(_EIGENVALUE)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from gradkit import __version__
 from gradkit.runner.errors import UserError
@@ -17,29 +19,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0 when it did what was asked, 1 when a run diverged, 2 for a mistake in the input, 130 when
     interrupted.
     """
-    parser = _parser()
-    parsed, rest = parser.parse_known_args(arguments)
-    if "overrides" in parsed and not any(word.startswith("-") for word in rest):
-        parsed.overrides += rest  # those that follow an option
-    elif rest:
-        parser.error(f"unknown arguments: {' '.join(rest)}")
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parsed = _parse(arguments)
     try:
-        return parsed.action(parsed)
+        return parsed.action(parsed, arguments)
     except UserError as error:
-        print(f"gradkit: {error}", file=sys.stderr)
-        return 2
+        return _fail(str(error))
     except ModuleNotFoundError as error:
-        print(
-            f"gradkit: needs the package {error.name}: pip install 'gradkit[experiments]'",
-            file=sys.stderr,
-        )
-        return 2
+        if (error.name or "gradkit").partition(".")[0] == "gradkit":  # a mistake in here
+            raise
+        return _fail(f"needs the package {error.name}: pip install 'gradkit[experiments]'")
     except OSError as error:  # a full disk, a folder that cannot be written
-        print(f"gradkit: {error.filename or 'writing'}: {error.strerror}", file=sys.stderr)
-        return 2
+        return _fail(f"{error.filename or 'the system refuses'}: {error.strerror or error}")
     except KeyboardInterrupt:
-        print("gradkit: interrupted", file=sys.stderr)
-        return 130
+        return _fail("interrupted", status=130)
+
+
+def _fail(message: str, status: int = 2) -> int:
+    print(f"gradkit: {message}", file=sys.stderr)
+    return status
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command with its words and options, in whatever order they came."""
+    parsed, rest = _parser().parse_known_args(arguments)
+    if "words" in parsed and not any(word.startswith("-") for word in rest):
+        parsed.words += rest  # those that follow an option
+    elif rest:
+        parsed.parser.error(f"unknown arguments: {' '.join(rest)}")
+    return parsed
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,61 +57,101 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"gradkit {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    run = commands.add_parser("run", help="train a model from a config file")
-    run.add_argument("config", nargs="?", metavar="CONFIG", help="a YAML file")
+    run = commands.add_parser(
+        "run",
+        help="train a model from a config file",
+        usage="gradkit run CONFIG [key.path=value ...] [--out FOLDER]\n"
+        "       gradkit run --resume RUN",
+    )
     run.add_argument(
-        "overrides",
+        "words",
         nargs="*",
-        metavar="key.path=value",
-        help="values to change, such as optimizer.learning_rate=1e-3",
+        metavar="CONFIG key.path=value",
+        help="a YAML file, and values to change in it, such as optimizer.learning_rate=1e-3",
     )
     run.add_argument("--out", metavar="FOLDER", help="run folder; runs/NAME by default")
     run.add_argument("--resume", metavar="RUN", help="go on with a run from its last checkpoint")
-    run.set_defaults(action=_run)
+    run.set_defaults(action=_run, parser=run)
 
     spectrum = commands.add_parser("spectrum", help="Hessian spectrum of a trained run")
     spectrum.add_argument("run", metavar="RUN", help="a run folder")
-    spectrum.set_defaults(action=_spectrum)
+    spectrum.set_defaults(action=_spectrum, parser=spectrum)
 
     report = commands.add_parser("report", help="write a run's plots and report.html again")
     report.add_argument("run", metavar="RUN", help="a run folder")
-    report.set_defaults(action=_report)
+    report.set_defaults(action=_report, parser=report)
 
     names = commands.add_parser("list", help="what a config can name, or one name in full")
     names.add_argument("name", nargs="?", metavar="NAME", help="such as adam")
-    names.set_defaults(action=_list)
+    names.set_defaults(action=_list, parser=names)
     return parser
 
 
-def _run(parsed: argparse.Namespace) -> int:
-    if (parsed.config is None) == (parsed.resume is None):
-        raise UserError("run takes either a CONFIG file or --resume RUN")
+def _run(parsed: argparse.Namespace, arguments: Sequence[str]) -> int:
     if parsed.resume is not None:
-        if parsed.out is not None:
-            raise UserError("--out names a new run folder; --resume goes on in its own")
-        from gradkit.runner import train
-
-        folder = Path(parsed.resume)
-        return _conclude(folder, train.resume(folder))
+        return _resume(parsed)
+    if not parsed.words:
+        raise UserError(
+            "run: expected a CONFIG file or --resume RUN, got neither; "
+            "such as gradkit run configs/digits_adam.yaml"
+        )
     from gradkit.runner.config import load
 
-    config = load(parsed.config, parsed.overrides)
+    file, *overrides = parsed.words
+    config = load(file, overrides)
     folder = Path(parsed.out or Path("runs") / config.name)
 
     from gradkit.runner import train
 
-    return _conclude(folder, train.begin(config, folder, command=["gradkit", *sys.argv[1:]]))
+    try:
+        summary = train.begin(config, folder, command=["gradkit", *arguments])
+    except KeyboardInterrupt:
+        return _interrupted(folder)
+    return _conclude(folder, summary)
 
 
-def _conclude(folder: Path, summary: dict) -> int:
-    page = _write_report(folder)
-    if summary["status"] == "diverged":
-        print(
-            f"gradkit: the loss became NaN or infinite by step {summary['steps']}. Lower "
-            f"optimizer.learning_rate or clip the gradient; what happened is in {page}",
-            file=sys.stderr,
+def _resume(parsed: argparse.Namespace) -> int:
+    if parsed.out is not None:
+        raise UserError("--out names a new run folder; --resume goes on in its own: drop --out")
+    if parsed.words:
+        raise UserError(
+            f"--resume goes on with the run's own config: drop {' '.join(parsed.words)}"
         )
-        return 1
+    from gradkit.runner import record
+
+    run = record.open_record(parsed.resume)
+    if run.summary is not None:
+        print(f"{run.path} has ended, and nothing is left to do:")
+        return _tell(run.path / "report.html", run.summary)
+
+    from gradkit.runner import train
+
+    try:
+        summary = train.resume(run)
+    except KeyboardInterrupt:
+        return _interrupted(run.path)
+    return _conclude(run.path, summary)
+
+
+def _interrupted(folder: Path) -> int:
+    from gradkit.runner import record
+
+    begun = (folder / record.CONFIG).is_file()
+    words = f"; go on by gradkit run --resume {shlex.quote(str(folder))}" if begun else ""
+    return _fail(f"interrupted{words}", status=130)
+
+
+def _conclude(folder: Path, summary: dict[str, Any]) -> int:
+    return _tell(_write_report(folder), summary)
+
+
+def _tell(page: Path, summary: dict[str, Any]) -> int:
+    if summary["status"] == "diverged":
+        return _fail(
+            f"the loss became NaN or infinite by step {summary['steps']}. Lower "
+            f"optimizer.learning_rate or clip the gradient; what happened is in {page}",
+            status=1,
+        )
     print(
         f"test accuracy {summary['test_accuracy']:.4f}, test loss {summary['test_loss']:.4f} "
         f"after {summary['steps']} steps in {summary['seconds']:.1f} s\n{page}"
@@ -111,17 +159,19 @@ def _conclude(folder: Path, summary: dict) -> int:
     return 0
 
 
-def _spectrum(parsed: argparse.Namespace) -> int:
-    from gradkit.runner import record, spectrum
+def _spectrum(parsed: argparse.Namespace, _: Sequence[str]) -> int:
+    from gradkit.runner import record
 
-    folder = Path(parsed.run)
-    record.open_record(folder)
-    print(spectrum.table(spectrum.compute(folder)))
-    print(_write_report(folder))
+    run = record.open_record(parsed.run)
+
+    from gradkit.runner import spectrum
+
+    print(spectrum.table(spectrum.compute(run)))
+    print(_write_report(run.path))
     return 0
 
 
-def _report(parsed: argparse.Namespace) -> int:
+def _report(parsed: argparse.Namespace, _: Sequence[str]) -> int:
     print(_write_report(Path(parsed.run)))
     return 0
 
@@ -133,8 +183,12 @@ def _write_report(folder: Path) -> Path:
     return write_report(open_record(folder))
 
 
-def _list(parsed: argparse.Namespace) -> int:
+def _list(parsed: argparse.Namespace, _: Sequence[str]) -> int:
     from gradkit.runner import listing
 
     print(listing.overview() if parsed.name is None else listing.entry(parsed.name))
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

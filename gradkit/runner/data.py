@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,14 +71,15 @@ def load(source: str, test_fraction: float) -> Dataset:
     """
     from sklearn.model_selection import train_test_split
 
-    x, y = _digits() if source == "digits" else _checked(source, *_read_npz(source))
+    x, y = _digits() if source == "digits" else _checked(source, **_read_npz(source))
     try:
         train, test = train_test_split(
             np.arange(len(y)), test_size=test_fraction, random_state=SPLIT_SEED, stratify=y
         )
     except ValueError as error:
         raise UserError(
-            f"{source}: cannot be split with data.test_fraction={test_fraction}: {error}"
+            f"data.test_fraction: {test_fraction} of the {len(y)} examples of {source} cannot be "
+            f"held out with each class on both sides: {error}"
         ) from None
     return Dataset(source, x[train], y[train], x[test], y[test], classes=int(y.max()) + 1)
 
@@ -124,36 +126,34 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
     return (np.asarray(x) / 16).astype(np.float32), np.asarray(y, np.int32)  # pixels are 0 to 16
 
 
-def _read_npz(source: str) -> tuple[np.ndarray, np.ndarray]:
+def _read_npz(source: str) -> dict[str, np.ndarray]:
     path = Path(source)
     if not path.is_file():
         raise UserError(f"data.source: no such file {source}; expected an .npz file with x and y")
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            missing = [name for name in ("x", "y") if name not in arrays.files]
-            if missing:
-                raise UserError(
-                    f"{source}: expected arrays x and y, got {', '.join(arrays.files) or 'none'}"
-                )
-            return arrays["x"], arrays["y"]
-    except UserError:
-        raise
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+            names = stored.files
+            arrays = {name: stored[name] for name in ("x", "y") if name in names}
     except Exception as error:  # zip, zlib and numpy each have their own for a damaged file
         raise UserError(f"{source}: not a readable .npz file: {error}") from None
+    if len(arrays) < 2:
+        raise UserError(f"{source}: expected arrays x and y, got {', '.join(names) or 'none'}")
+    return arrays
 
 
 def _checked(source: str, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     def refuse(name: str, expected: str, got: Any):
         raise UserError(f"{source}: {name}: expected {expected}, got {got}")
 
-    if x.ndim < 2 or len(x) == 0 or x.dtype.kind not in "fiub":
+    if x.ndim < 2 or x.size == 0 or x.dtype.kind not in "fiub":
         refuse("x", "numbers of shape (examples, features)", f"{x.dtype} of shape {x.shape}")
     if y.shape != (len(x),):
         refuse("y", f"shape ({len(x)},), a class for each row of x", f"shape {y.shape}")
-    if y.dtype.kind not in "iu" or y.min() < 0:
-        got = y.dtype if y.dtype.kind not in "iu" else f"{y.min()}"
-        refuse("y", "classes as whole numbers from 0", got)
-    x = x.reshape(len(x), -1).astype(np.float32)
+    if y.dtype.kind not in "iu":
+        refuse("y", "classes as whole numbers from 0", f"{y.dtype}; convert it, as by astype(int)")
+    _check_classes(y, refuse)
+    with np.errstate(over="ignore"):  # becomes infinite, and is refused
+        x = x.reshape(len(x), -1).astype(np.float32)
     bad = np.argwhere(~np.isfinite(x))
     if len(bad):
         row, column = bad[0]
@@ -163,6 +163,17 @@ def _checked(source: str, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.
             f"{len(bad)} that are not, the first {x[row, column]} at row {row}, column {column}; "
             "remove or replace them",
         )
-    if y.max() == 0:
-        refuse("y", "two classes or more", "class 0 alone")
     return x, y.astype(np.int32)
+
+
+def _check_classes(y: np.ndarray, refuse: Callable[[str, str, Any], None]) -> None:
+    classes, counts = np.unique(y, return_counts=True)
+    if len(classes) == 1:
+        refuse("y", "two classes or more", f"class {classes[0]} alone")
+    missing = np.flatnonzero(classes != np.arange(len(classes)))
+    if len(missing):
+        got = f"class {classes[missing[0]]} and none of class {missing[0]}; number them anew"
+        refuse("y", "classes 0, 1, 2 … without a gap", got)
+    if counts.min() < 2:
+        got = f"1 of class {counts.argmin()}; add another or leave the class out"
+        refuse("y", "at least 2 examples of each class, to train and to test on", got)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import get_args
 
-from gradkit.runner.catalog import Entry, catalog, find
+from gradkit.runner.catalog import Parameter, catalog, find
 from gradkit.runner.config import DATA_SETS, Model
 
 KINDS = ("optimizer", "transformation", "schedule")
@@ -21,8 +22,11 @@ def overview() -> str:
         lines += [f"  {e.name:24}{e.summary}" for e in ours]
         lines += _wrapped("of optax: " + ", ".join(theirs))
         blocks.append("\n".join(lines))
-    blocks.append("data sets\n  digits                  1,797 images of 8 × 8 pixels, 10 classes")
-    blocks[-1] += "\n  PATH.npz                your own: x (examples, features) and y (examples,)"
+    blocks.append(
+        "data sets\n"
+        "  digits                  1,797 images of 8 × 8 pixels, 10 classes\n"
+        "  PATH.npz                your own: x (examples, features) and y (examples,)"
+    )
     models = get_args(Model.model_fields["name"].annotation)
     blocks.append("models\n" + "\n".join(f"  {name}" for name in models))
     return "\n\n".join(blocks) + "\n\n`gradkit list NAME` shows a name's arguments."
@@ -40,22 +44,18 @@ def entry(name: str) -> str:
     lines = [f"{found.name} ({found.kind}, {found.library})", f"  {found.summary}"]
     if found.source:
         lines += _wrapped(f"Source: {found.source}")
-    lines += ["", "  argument            default     takes"]
-    lines += [_argument(found, index) for index in range(len(found.parameters))]
+    rows = [("argument", "default", "takes"), *map(_argument, found.parameters)]
+    names, defaults, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
+    lines += ["", *(f"  {a:{names}}  {b:{defaults}}  {c}" for a, b, c in rows)]
     return "\n".join(lines)
 
 
-def _argument(found: Entry, index: int) -> str:
-    parameter = found.parameters[index]
+def _argument(parameter: Parameter) -> tuple[str, str, str]:
+    """Its name, its default and what a config may give."""
+    takes = {"code": "nothing in a file: Python only", "rate": "a number or a schedule"}
     default = "required" if parameter.default is None else parameter.default
-    takes = {
-        "code": "nothing in a file: Python only",
-        "rate": "a number or a schedule",
-    }.get(parameter.kind, parameter.kind)
-    return f"  {parameter.name:20}{default:12}{takes}"
+    return parameter.name, default, takes.get(parameter.kind, parameter.kind)
 
 
 def _wrapped(text: str) -> list[str]:
-    import textwrap
-
     return textwrap.wrap(text, width=98, initial_indent="  ", subsequent_indent="    ")

@@ -35,13 +35,12 @@ def build(members: tuple[Member, ...]) -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def configured_rate(members: tuple[Member, ...]) -> Callable[[int], float | None]:
+def configured_rate(members: tuple[Member, ...]) -> Callable[[int], Any]:
     """Returns the learning rate at a step as the config states it; None where it does not."""
     for member in members:
         rate = member.arguments.get("learning_rate")
         if isinstance(rate, Schedule):
-            schedule = _call(rate)
-            return lambda step: float(schedule(step))
+            return _call(rate)
         if rate is not None:
             return lambda step: rate
     return lambda step: None

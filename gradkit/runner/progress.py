@@ -28,6 +28,7 @@ class Progress:
         self.done = done
         self.first = None  # count and time of the first update
         self.shown = 0.0
+        self.news = False  # whether there is something that was not shown yet
         self.figures: dict[str, Any] = {}
         self.live = None
 
@@ -37,7 +38,7 @@ class Progress:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        if self.first is not None:
+        if self.news:
             self._show()
         if self.live is not None:
             self.live.stop()
@@ -49,6 +50,7 @@ class Progress:
             self.first, self.shown = (done, now), now
         self.done = done
         self.figures |= figures
+        self.news = True
         if now - self.shown >= (PLAIN_EVERY if self.live is None else LIVE_EVERY):
             self.shown = now
             self._show()
@@ -69,6 +71,7 @@ class Progress:
         self.live.start()
 
     def _show(self) -> None:
+        self.news = False
         if self.live is not None:
             self.live.update(
                 self.task, total=self.total, completed=self.done, status=self._status()

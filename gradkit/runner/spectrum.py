@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
+import itertools
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,63 +11,46 @@ import jax.numpy as jnp
 import numpy as np
 
 import gradkit as gk
+from gradkit.krylov.drivers import Step, Until
 from gradkit.runner import checkpoint, record, train
-from gradkit.runner.config import load
 from gradkit.runner.errors import UserError
 from gradkit.runner.progress import Progress
-from gradkit.spectra.extremes import Eigenpairs
+from gradkit.spectra.density import Density
+from gradkit.spectra.extremes import Eigenpairs, Search
 
 GRID = 2000  # points at which the density is kept
 
 
-def compute(folder: Path) -> dict[str, Any]:
+def compute(run: record.Record) -> dict[str, Any]:
     """Computes the spectrum at a run's last checkpoint, writes it to the folder and returns it.
 
     Raises:
-        UserError: not a run folder, no checkpoint yet, or a damaged one.
+      UserError: there is no checkpoint or a damaged one, or the data or the config have changed.
     """
-    record.open_record(folder)
-    setting = train.prepare(load(folder / record.CONFIG))
-    saved = checkpoint.steps(folder / "checkpoints")
-    if not saved:
-        raise UserError(
-            f"{folder}: has no checkpoint yet; finish it by gradkit run --resume {folder}"
-        )
-    like = setting.task.params, setting.tx.init(setting.task.params)
-    (params, _), meta = checkpoint.restore(folder / "checkpoints", saved[-1], like)
-    _refuse_non_finite(folder, saved[-1], params)
-
+    if not checkpoint.steps(run.path / train.CHECKPOINTS):
+        raise UserError(f"{run.path}: {_why_no_checkpoint(run)}")
+    setting = train.reopen(run)
+    (params, _), step, _ = train.last_state(setting, run.path)
+    data = setting.task.dataset
+    A = gk.hessian(setting.task.problem, params, jax.device_put(data.train))
     options = setting.config.spectrum
-    A = gk.hessian(setting.task.problem, params, jax.device_put(setting.task.dataset.train))
     started = time.perf_counter()
-    most = 20 * (options.top + options.bottom) + 100 + options.probes * options.steps
-    products = 0
-    with Progress("spectrum", most, "product") as progress:
-
-        def watch(_state):
-            nonlocal products
-            products += 1
-            progress.update(products)
-
-        found = gk.spectrum(
-            A,
-            key=jax.random.key(setting.config.seed),
-            top=options.top,
-            bottom=options.bottom,
-            probes=options.probes,
-            steps=options.steps,
-            tol=options.tol,
-            drive=functools.partial(gk.on_host, watch=watch),
-        )
-    low, high = found.density.support
-    width = found.density.width
-    grid = jnp.linspace(low - 5 * width, high + 5 * width, GRID)
-    curve, spread = found.density.curve(grid), found.density.spread(grid)
+    found = gk.spectrum(
+        A,
+        key=jax.random.key(setting.config.seed),
+        top=options.top,
+        bottom=options.bottom,
+        probes=options.probes,
+        steps=options.steps,
+        tol=options.tol,
+        drive=_watched,
+    )
+    density, arrays = _sampled(found.density)
     result = {
-        "step": meta["step"],
+        "step": step,
         "operator": "hessian",
         "data": "train",
-        "examples": len(setting.task.dataset.x_train),
+        "examples": len(data.x_train),
         "parameters": A.dimension,
         "tol": options.tol,
         "largest": _pairs(found.largest, descending=True),
@@ -79,25 +61,12 @@ def compute(folder: Path) -> dict[str, Any]:
             "upper": float(found.condition.upper),
             "basis": found.condition.basis,
         },
-        "density": {
-            "probes": options.probes,
-            "steps": options.steps,
-            "width": float(width),
-            "w1_bound": float(found.density.w1_bound),
-            "integral": float(jnp.trapezoid(curve, grid)),
-        },
+        "density": density,
         "products": int(found.products),
         "seconds": round(time.perf_counter() - started, 3),
     }
-    arrays = {
-        "nodes": found.density.nodes,
-        "weights": found.density.weights,
-        "grid": grid,
-        "density": curve,
-        "spread": spread,
-    }
-    record.write_arrays(folder / record.ARRAYS, **arrays)
-    record.write_json(folder / record.SPECTRUM, result)
+    record.write_arrays(run.path / record.ARRAYS, **arrays)
+    record.write_json(run.path / record.SPECTRUM, result)
     return result
 
 
@@ -123,6 +92,43 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _why_no_checkpoint(run: record.Record) -> str:
+    if run.summary is not None and run.summary.get("status") == "diverged":
+        return (
+            "diverged before its first checkpoint: there are no parameters to look at. Run it "
+            "again with a lower optimizer.learning_rate or checkpoint_every."
+        )
+    return f"has no checkpoint yet; finish it by gradkit run --resume {run.path}"
+
+
+def _watched(step: Step, A: gk.Operator, state: Any, *, until: Until) -> Any:
+    """`gk.on_host` with a progress line; a search for eigenpairs may end before its last row."""
+    if isinstance(state, Search):
+        title, most = "eigenpairs, at most", state.krylov.alpha.size
+    else:
+        title, most = "density", state.alphas.size
+    count = itertools.count(1)
+    with Progress(title, most, "product") as progress:
+        return gk.on_host(step, A, state, until=until, watch=lambda _: progress.update(next(count)))
+
+
+def _sampled(density: Density) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+    """What to keep of a density: its figures, and its curve on a grid with the nodes behind it."""
+    (low, high), width = density.support, density.width
+    grid = jnp.linspace(low - 5 * width, high + 5 * width, GRID)
+    curve, spread = density.curve(grid), density.spread(grid)
+    probes, steps = density.nodes.shape
+    figures = {
+        "probes": probes,
+        "steps": steps,
+        "width": float(width),
+        "w1_bound": float(density.w1_bound),
+        "integral": float(jnp.trapezoid(curve, grid)),
+    }
+    arrays = {"nodes": density.nodes, "weights": density.weights}
+    return figures, arrays | {"grid": grid, "density": curve, "spread": spread}
+
+
 def _pairs(pairs: Eigenpairs, *, descending: bool) -> dict[str, Any]:
     order = slice(None, None, -1 if descending else 1)
     return {
@@ -130,14 +136,3 @@ def _pairs(pairs: Eigenpairs, *, descending: bool) -> dict[str, Any]:
         "residuals": np.asarray(pairs.residuals)[order].tolist(),
         "converged": np.asarray(pairs.converged)[order].tolist(),
     }
-
-
-def _refuse_non_finite(folder: Path, step: int, params: Any) -> None:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        bad = int(jnp.sum(~jnp.isfinite(leaf)))
-        if bad:
-            name = jax.tree_util.keystr(path, simple=True, separator=".")
-            raise UserError(
-                f"{folder}: checkpoint {step} holds {bad} numbers that are not finite, in {name}: "
-                "the run diverged, and there is no spectrum there. Lower the learning rate."
-            )

@@ -46,7 +46,7 @@ class Setting:
     task: tasks.Task
     tx: optax.GradientTransformationExtraArgs
     batches: Batches
-    rate: Callable[[int], float | None]
+    rate: Callable[[int], Any]
 
     @property
     def steps(self) -> int:
@@ -127,9 +127,11 @@ def resume(run: record.Record) -> dict[str, Any]:
         complete step, which is saved, else from the last checkpoint.
     """
     setting, folder = reopen(run), run.path
-    state, step, seconds = setting.initial(), 0, 0.0
     if checkpoint.steps(folder / CHECKPOINTS):
         state, step, seconds = last_state(setting, folder)
+    else:
+        state, step, seconds = setting.initial(), 0, 0.0
+        record.write_json(folder / record.ENV, _environment(setting, run.env.get("command", [])))
     programs = _compile(setting, state)
     for draft in [*folder.glob(".*.tmp"), *(folder / CHECKPOINTS).glob(".*.tmp")]:
         shutil.rmtree(draft) if draft.is_dir() else draft.unlink()
@@ -161,12 +163,11 @@ def last_state(setting: Setting, folder: Path) -> tuple[PyTree, int, float]:
     """
     step = checkpoint.steps(folder / CHECKPOINTS)[-1]
     state, meta = checkpoint.restore(folder / CHECKPOINTS, step, setting.initial())
-    now = _origin(setting.config)
-    changed = [name for name in now if meta["origin"][name] != now[name]]
+    began, now = meta["origin"], _origin(setting.config)
+    changed = [f"{n}: expected {began.get(n)}, got {now[n]}" for n in now if began.get(n) != now[n]]
     if changed:
-        differences = (f"{name}: expected {meta['origin'][name]}, got {now[name]}" for name in changed)
         raise UserError(
-            f"{folder / record.CONFIG}: changed since the run began: {'; '.join(differences)}. "
+            f"{folder / record.CONFIG}: changed since the run began: {'; '.join(changed)}. "
             "Change it back, or begin a new run."
         )
     return state, step, meta["seconds"]
@@ -237,6 +238,7 @@ def _train(
     seconds: float,
 ) -> dict[str, Any]:
     config = setting.config
+    cadence = config.log_every, config.evaluate_every, config.checkpoint_every
     start, diverged = time.perf_counter() - seconds, False
 
     def due(every: int) -> bool:
@@ -255,9 +257,9 @@ def _train(
             state, figures = programs.update(state, _batch(setting, step), np.int32(step))
             step += 1
             progress.update(step)
-            if not any(map(due, (config.log_every, config.evaluate_every, config.checkpoint_every))):
+            if not any(map(due, cadence)):
                 continue
-            line = _line(setting, step, _numbers(figures), elapsed())
+            line = _line(setting, step, figures, elapsed())
             if due(config.evaluate_every):
                 line |= {f"train_{name}": value for name, value in programs.train(state[0]).items()}
                 line |= {f"test_{name}": value for name, value in programs.test(state[0]).items()}
@@ -284,7 +286,8 @@ def _patience() -> Iterator[threading.Event]:
         asked.set()
         signal.signal(signal.SIGINT, before)
 
-    if before is not signal.default_int_handler:  # another program's, or ignored
+    main_thread = threading.current_thread() is threading.main_thread()
+    if before is not signal.default_int_handler or not main_thread:  # another's, or ignored
         yield asked
         return
     signal.signal(signal.SIGINT, ask)
@@ -299,13 +302,16 @@ def _finite(params: PyTree) -> jax.Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(params)]))
 
 
-def _numbers(figures: dict[str, jax.Array]) -> dict[str, Any]:
-    """Python's numbers; of a float32 the shortest that means it, 0.003 and not 0.003000000026."""
-    arrays = {name: np.asarray(value) for name, value in figures.items()}
-    return {
-        name: array.item() if array.dtype.kind in "biu" else float(str(array[()]))
-        for name, array in arrays.items()
-    }
+def _numbers(figures: dict[str, Any]) -> dict[str, Any]:
+    return {name: _number(value) for name, value in figures.items()}
+
+
+def _number(value: Any) -> float | int | None:
+    """Python's number; of a float32 the shortest that means it, 0.003 and not 0.003000000026."""
+    if value is None:
+        return None
+    array = np.asarray(value)
+    return array.item() if array.dtype.kind in "biu" else float(str(array[()]))
 
 
 def _line(setting: Setting, step: int, figures: dict[str, Any], seconds: float) -> dict[str, Any]:
@@ -318,7 +324,7 @@ def _line(setting: Setting, step: int, figures: dict[str, Any], seconds: float) 
         "evaluations": 0,
         "products": 0,
     }
-    return line | figures
+    return _numbers(line | figures)
 
 
 def _summarize(

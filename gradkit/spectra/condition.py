@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gradkit import tree
 from gradkit.krylov.drivers import Drive, in_jit
 from gradkit.krylov.lanczos import Lanczos, lanczos
 from gradkit.operators import Operator
@@ -71,10 +70,8 @@ def condition_number(
         drive: `gk.in_jit` (default) or `gk.on_host`.
     """
     n = A.dimension
-    start_key, later_key = jax.random.split(key)
-    v0 = tree.random_unit(start_key, A.domain)
-    krylov = lanczos(A, v0, steps=n if n <= EXACT_DIMENSION else STEPS, key=later_key, drive=drive)
-    return interval(krylov, A.dimension, shift)
+    steps = n if n <= EXACT_DIMENSION else STEPS
+    return interval(lanczos(A, None, steps=steps, key=key, drive=drive), n, shift)
 
 
 @jax.jit

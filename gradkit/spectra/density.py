@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -28,7 +29,7 @@ class Density(NamedTuple):
         nodes: θ, shape (probes, steps) [the operator's unit].
         weights: w, shape (probes, steps); each row sums to 1.
         w1_bound: bound on the Wasserstein-1 distance between these nodes and weights, averaged over
-          probes, and the true spectrum; it holds with probability 0.95 [the operator's unit].
+            probes, and the true spectrum; it holds with probability 0.95 [the operator's unit].
         products: products with A used.
     """
 
@@ -121,13 +122,15 @@ def density(
     for name, value in (("probes", probes), ("steps", steps)):
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
-    state = drive(_advance, A, _init(A, jax.random.split(key, probes), steps), until=_stops)
-    return _result(A, state)
+    state = _init(A, key, probes=probes, steps=steps)
+    return _result(A, drive(_advance, A, state, until=_stops))
 
 
-def _init(A: Operator, keys: jax.Array, steps: int) -> State:
+@functools.partial(jax.jit, static_argnames=("probes", "steps"))
+def _init(A: Operator, key: jax.Array, *, probes: int, steps: int) -> State:
+    keys = jax.random.split(key, probes)
     first = three_term.init(tree.random_unit(keys[0], A.domain), rows=steps)
-    empty = jnp.zeros((len(keys), steps), first.alpha.dtype)
+    empty = jnp.zeros((probes, steps), first.alpha.dtype)
     return State(first, keys, empty, jnp.zeros_like(empty), jnp.zeros((), jnp.int32))
 
 

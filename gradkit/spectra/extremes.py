@@ -69,7 +69,7 @@ def eigsh(
         A: symmetric operator of dimension n.
         k: how many, 1 to n.
         which: "LA" largest, "SA" smallest, "BE" both ends (k // 2 smallest, the rest largest), "LM"
-          largest in magnitude, as SciPy's `eigsh`.
+            largest in magnitude, as SciPy's `eigsh`.
         key: random key of the start vector.
         tol: converged means a residual of at most tol times the largest |θ|.
         max_products: most products to spend; by default the smaller of n + k and 20 k + 100.
@@ -139,12 +139,8 @@ def search(
         raise ValueError(
             f"max_products: expected at least {2 * k}, k steps and k residuals, got {most}"
         )
-    start_key, later_key = jax.random.split(key)
-    if v0 is None:
-        v0 = tree.random_unit(start_key, A.domain)
-    A.check(v0)
-    krylov = lanczos.init(v0, later_key, rows=min(most - k, n))
-    state = Search(krylov, jnp.asarray(tol, krylov.alpha.dtype), jnp.zeros((), bool))
+    krylov = lanczos.init(A, v0, key, rows=min(most - k, n))
+    state = Search(krylov, jnp.array(tol, krylov.alpha.dtype), jnp.zeros((), bool))
     return drive(_advance(wanted), A, state, until=_stops)
 
 

@@ -35,7 +35,7 @@ def add_decayed_weights(
     Args:
         weight_decay: w, a number or a schedule.
         mask: tree of booleans like the parameters or a prefix of them, or a function that makes one
-          from the parameters; False leaves are not decayed.
+            from the parameters; False leaves are not decayed.
 
     Raises:
         ValueError: `update` was called without the parameters.

@@ -32,13 +32,13 @@ def scale_by_learning_rate(
 
     Args:
         learning_rate: η, a number or a schedule: a function of the number of updates so far.
-          It is kept in float32 at least, whatever the parameters are.
+            It is kept in float32 at least, whatever the parameters are.
         flip_sign: turn a gradient into a descent step (default); False keeps the sign.
     """
 
     def rate(step):
         value = learning_rate(step) if callable(learning_rate) else learning_rate
-        return jnp.asarray(value, jnp.promote_types(jnp.float32, jnp.result_type(value)))
+        return jnp.array(value, jnp.promote_types(jnp.float32, jnp.result_type(value)))
 
     def init(params):
         step = jnp.zeros((), jnp.int32)

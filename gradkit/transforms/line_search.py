@@ -48,8 +48,11 @@ def line_search(
     """
 
     def init(params):
-        zero = jnp.zeros((), jnp.int32)
-        return LineSearchState(jnp.ones((), tree.scalar_dtype(params)), zero, zero)
+        return LineSearchState(
+            learning_rate=jnp.ones((), tree.scalar_dtype(params)),
+            evaluations=jnp.zeros((), jnp.int32),
+            failures=jnp.zeros((), jnp.int32),
+        )
 
     def update(updates, state, params=None, **extra):
         value, grad, value_fn = (

@@ -40,7 +40,7 @@ def ema(
     Args:
         decay: β, 0 ≤ β < 1, how much of the past is kept.
         debias: divide by 1 − βᵗ, so that the average of a constant is that constant from the first
-          step on. `chain(ema(b, debias=False), bias_correction(b))` does the same.
+            step on. `chain(ema(b, debias=False), bias_correction(b))` does the same.
         accumulator_dtype: dtype of the average; the parameters' by default.
     """
 

@@ -153,6 +153,18 @@ def test_a_state_that_was_saved_goes_on_bit_for_bit(tx, dtype):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
+def test_states_may_be_donated(name, dtype):
+    rate = jnp.asarray(0.01, dtype)
+    tx = getattr(gk, name)(learning_rate=rate)
+    loss, params, batch = logistic(dtype)
+    advance = jax.jit(lambda p, s: step(tx, loss, p, s, batch), donate_argnums=(0, 1))
+    state = tx.init(params)
+    for _ in range(3):
+        params, state, _ = advance(params, state)
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((params, state, rate)))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_gradients_that_are_not_finite_are_never_hidden(name, dtype):
     loss, params, batch = logistic(dtype)
     tx = getattr(gk, name)()

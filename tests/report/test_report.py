@@ -58,9 +58,9 @@ def write_spectrum(folder, *, top=TOP, residual=1e-5, converged=True):
         folder / "spectrum.npz",
         nodes=np.tile(places, (3, 1)),
         weights=np.tile(shares, (3, 1)),
-        grid=grid,
-        density=density,
-        spread=0.1 * density,
+        grid=grid.astype(np.float32),
+        density=density.astype(np.float32),
+        spread=(0.1 * density).astype(np.float32),
     )
     count = len(top)
     largest = {"values": top, "residuals": [residual] * count, "converged": [converged] * count}

@@ -137,3 +137,11 @@ def test_arguments_out_of_range_are_refused(operator_with, arguments, message):
     A, *_ = operator_with(SPECTRA["zero"])
     with pytest.raises(ValueError, match=message):
         gk.eigsh(A, key=jax.random.key(0), **arguments)
+
+
+def test_the_host_driver_leaves_its_arguments_alone(operator_with, dtype):
+    A, *_ = oracle = operator_with(SPECTRA["outliers"])
+    tol, (v0, _) = jnp.asarray(1e-3, dtype), oracle.vector(0)
+    gk.eigsh(A, 2, key=jax.random.key(0), tol=tol, v0=v0, drive=gk.on_host)
+    gk.cg(A + 10.0, v0, tol=tol, drive=gk.on_host)
+    assert not any(x.is_deleted() for x in jax.tree.leaves((A, v0, tol)))
