@@ -45,7 +45,7 @@ def compute(run: record.Record) -> dict[str, Any]:
         tol=options.tol,
         drive=_watched,
     )
-    density, arrays = _sampled(found.density)
+    arrays = _sampled(found.density)
     result = {
         "step": step,
         "operator": "hessian",
@@ -61,7 +61,13 @@ def compute(run: record.Record) -> dict[str, Any]:
             "upper": float(found.condition.upper),
             "basis": found.condition.basis,
         },
-        "density": density,
+        "density": {
+            "probes": options.probes,
+            "steps": options.steps,
+            "width": float(found.density.width),
+            "w1_bound": float(found.density.w1_bound),
+            "integral": float(np.trapezoid(arrays["density"], arrays["grid"])),
+        },
         "products": int(found.products),
         "seconds": round(time.perf_counter() - started, 3),
     }
@@ -112,21 +118,14 @@ def _watched(step: Step, A: gk.Operator, state: Any, *, until: Until) -> Any:
         return gk.on_host(step, A, state, until=until, watch=lambda _: progress.update(next(count)))
 
 
-def _sampled(density: Density) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-    """What to keep of a density: its figures, and its curve on a grid with the nodes behind it."""
+@jax.jit
+def _sampled(density: Density) -> dict[str, jax.Array]:
+    """Arrays to keep of a density: its nodes and weights, and its curve with its spread."""
     (low, high), width = density.support, density.width
     grid = jnp.linspace(low - 5 * width, high + 5 * width, GRID)
     curve, spread = density.curve(grid), density.spread(grid)
-    probes, steps = density.nodes.shape
-    figures = {
-        "probes": probes,
-        "steps": steps,
-        "width": float(width),
-        "w1_bound": float(density.w1_bound),
-        "integral": float(jnp.trapezoid(curve, grid)),
-    }
     arrays = {"nodes": density.nodes, "weights": density.weights}
-    return figures, arrays | {"grid": grid, "density": curve, "spread": spread}
+    return arrays | {"grid": grid, "density": curve, "spread": spread}
 
 
 def _pairs(pairs: Eigenpairs, *, descending: bool) -> dict[str, Any]:
