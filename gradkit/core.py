@@ -141,7 +141,15 @@ def observe(
     return Point(value, grad, aux, extras)
 
 
-def _value_at(problem: Problem, batch: PyTree, params: PyTree) -> jax.Array:
+def _value_at(
+    problem: Problem,
+    batch: PyTree,
+    params: PyTree,
+    *,
+    curvature: Any = None,  # optax's line searches hand every extra they do not know on to value_fn
+    key: Any = None,
+) -> jax.Array:
+    del curvature, key
     return problem.value(params, batch)
 
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import gradkit as gk
@@ -87,6 +88,29 @@ def test_a_missing_extra_is_named_with_the_call():
         TypeError, match=r"tx needs the extra argument 'curvature', got grad, value"
     ):
         required({"value": 1, "grad": 2}, "curvature", member="tx")
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        optax.lbfgs(),
+        gk.chain(gk.sgd(1.0), optax.scale_by_backtracking_linesearch(15)),
+        optax.chain(gk.scale_by_newton_cg(), optax.scale(-1.0), optax.scale_by_zoom_linesearch(15)),
+    ],
+)
+def test_the_extras_are_what_optax_line_searches_take(tx):
+    params, state = PARAMS, tx.init(PARAMS)
+    problem = gk.Problem(predict=predict, criterion=criterion)
+
+    @jax.jit
+    def step(params, state):
+        point = gk.observe(problem, params, BATCH, gk.hessian, key=jax.random.key(0))
+        updates, state = tx.update(point.grad, state, params, **point.extras)
+        return optax.apply_updates(params, updates), state
+
+    for _ in range(10):
+        params, state = step(params, state)
+    assert problem.value(params, BATCH) < 0.5 * problem.value(PARAMS, BATCH)
 
 
 class Publishing(NamedTuple):

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.flatten_util import ravel_pytree
+from scipy.stats import kstest
 
 from gradkit import tree
 
@@ -78,14 +79,24 @@ def test_path_names_are_dotted():
     assert paths == ["a", "b.0", "b.1.0"]
 
 
-def test_scrambled_vectors_have_no_pattern_and_differ_by_seed():
-    domain = {"a": jnp.zeros((100, 100)), "b": jnp.zeros(10_000), "c": jnp.zeros(())}
-    first, second = (tree.scrambled(jnp.uint32(seed), domain) for seed in (0, 1))
-    for v in (first, second):
-        x = np.asarray(ravel_pytree(v)[0])
-        assert abs(x).max() <= 1
-        assert x.mean() == pytest.approx(0, abs=0.02)
-        assert x.std() == pytest.approx(1 / np.sqrt(3), abs=0.02)
-    vectors = [*first["a"][:3], *first["a"].T[:3], first["b"][:100], *second["a"][:3]]
-    correlations = np.corrcoef(np.array(vectors)) - np.eye(len(vectors))
-    assert np.abs(correlations).max() < 0.4
+def test_hashed_numbers_are_normal_and_without_pattern():
+    domain = {"a": jnp.zeros((100, 100)), "b": jnp.zeros(20_000), "c": jnp.zeros(())}
+    draws = [tree.hashed_normal(jnp.uint32(seed), domain) for seed in (0, 1)]
+    for v in draws:
+        assert tree.shapes(v) == tree.shapes(domain)
+        assert kstest(np.asarray(ravel_pytree(v)[0]), "norm").pvalue > 0.01
+    first, second = draws
+    b = first["b"].reshape(2, 100, 100)
+    vectors = np.concatenate([first["a"], first["a"].T, *b, b[0].T, second["a"], second["a"].T])
+    correlations = np.corrcoef(vectors) - np.eye(len(vectors))
+    assert np.abs(correlations).max() < 6 / np.sqrt(100)
+    assert correlations.std() == pytest.approx(1 / np.sqrt(99), rel=0.02)
+
+
+def test_random_units_are_isotropic():
+    domain = {"a": jnp.zeros((2, 2)), "b": jnp.zeros(3)}
+    draw = jax.jit(jax.vmap(lambda key: ravel_pytree(tree.random_unit(key, domain))[0]))
+    vectors = np.asarray(draw(jax.random.split(jax.random.key(0), 20_000)), float)
+    covariance = vectors.T @ vectors / len(vectors)
+    np.testing.assert_allclose(covariance, np.eye(7) / 7, atol=5 * 0.2 / np.sqrt(20_000))
+    np.testing.assert_allclose(vectors.mean(axis=0), 0, atol=5 * 0.4 / np.sqrt(20_000))

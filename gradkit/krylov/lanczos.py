@@ -127,7 +127,7 @@ def _orthogonalize(V: PyTree, w: PyTree) -> tuple[PyTree, jax.Array]:
 
 
 def _new_direction(V: PyTree, seed: jax.Array, like: PyTree) -> PyTree:
-    v = tree.scrambled(seed, like)
+    v = tree.hashed_normal(seed, like)
     for _ in range(2):
         v, _h = _orthogonalize(V, v)
         v = tree.scaled(1 / tree.norm(v), v)
