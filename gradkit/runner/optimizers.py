@@ -18,8 +18,8 @@ def build(members: tuple[Member, ...]) -> optax.GradientTransformationExtraArgs:
     """Returns the one member's transformation, or the chain of all.
 
     Raises:
-      UserError: a factory refuses the values of its arguments. So do `init` and `update` of the
-        result, when first traced, where a member cannot work with the model or the runner.
+        UserError: a factory refuses the values of its arguments. So do `init` and `update` of the
+          result, when first traced, where a member cannot work with the model or the runner.
     """
     links = [_call(member) for member in members]
     tx = optax.with_extra_args_support(links[0]) if len(links) == 1 else gk.chain(*links)

@@ -17,10 +17,10 @@ class Progress:
     first update, so that it is not spoiled by what had to be compiled before.
 
     Args:
-      title: what is under way, such as "train".
-      total: how many units there are.
-      unit: their name, such as "step".
-      done: how many of them were done before, by a run that is now resumed.
+        title: what is under way, such as "train".
+        total: how many units there are.
+        unit: their name, such as "step".
+        done: how many of them were done before, by a run that is now resumed.
     """
 
     def __init__(self, title: str, total: int, unit: str, done: int = 0):

@@ -25,7 +25,7 @@ def compute(run: record.Record) -> dict[str, Any]:
     """Computes the spectrum at a run's last checkpoint, writes it to the folder and returns it.
 
     Raises:
-      UserError: there is no checkpoint or a damaged one, or the data or the config have changed.
+        UserError: there is no checkpoint or a damaged one, or the data or the config have changed.
     """
     if not checkpoint.steps(run.path / train.CHECKPOINTS):
         raise UserError(f"{run.path}: {_why_no_checkpoint(run)}")

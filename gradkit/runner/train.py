@@ -67,10 +67,10 @@ class Programs:
     """The compiled functions of a run, and the time that compiling them took.
 
     Attributes:
-      update: (state, batch, step) -> (state, figures); gives up the buffers of its state.
-      train: parameters -> loss and accuracy on the full training set.
-      test: the same on the test set.
-      seconds: what compiling took.
+        update: (state, batch, step) -> (state, figures); gives up the buffers of its state.
+        train: parameters -> loss and accuracy on the full training set.
+        test: the same on the test set.
+        seconds: what compiling took.
     """
 
     update: Callable[..., tuple[PyTree, dict[str, jax.Array]]]
@@ -83,7 +83,7 @@ def prepare(config: Config) -> Setting:
     """Returns everything that a config describes, built.
 
     Raises:
-      UserError: the data or the optimizer's values are not usable.
+        UserError: the data or the optimizer's values are not usable.
     """
     task = tasks.build(config)
     batches = Batches(len(task.dataset.x_train), config.batch_size, config.seed)
@@ -95,9 +95,9 @@ def begin(config: Config, folder: Path, command: Sequence[str]) -> dict[str, Any
     """Trains in a new run folder and returns the summary.
 
     Raises:
-      UserError: the folder exists, or the config's data or optimizer are not usable; no folder is
-        made then.
-      KeyboardInterrupt: as from `resume`.
+        UserError: the folder exists, or the config's data or optimizer are not usable; no folder is
+          made then.
+        KeyboardInterrupt: as from `resume`.
     """
     if folder.exists():
         raise UserError(
@@ -122,9 +122,9 @@ def resume(run: record.Record) -> dict[str, Any]:
     """Goes on with an unfinished run from its last checkpoint and returns the summary.
 
     Raises:
-      UserError: its data or its config have changed, or its checkpoint is damaged.
-      KeyboardInterrupt: it was interrupted and can be resumed: on a first Ctrl-C from the last
-        complete step, which is saved, else from the last checkpoint.
+        UserError: its data or its config have changed, or its checkpoint is damaged.
+        KeyboardInterrupt: it was interrupted and can be resumed: on a first Ctrl-C from the last
+          complete step, which is saved, else from the last checkpoint.
     """
     setting, folder = reopen(run), run.path
     if checkpoint.steps(folder / CHECKPOINTS):
@@ -143,7 +143,7 @@ def reopen(run: record.Record) -> Setting:
     """Returns the setting of a run that was begun before.
 
     Raises:
-      UserError: its config is not usable, or its data have changed.
+        UserError: its config is not usable, or its data have changed.
     """
     setting = prepare(load(run.path / record.CONFIG))
     began, now = run.env.get("data", {}).get("sha256"), setting.task.dataset.sha256
@@ -159,7 +159,7 @@ def last_state(setting: Setting, folder: Path) -> tuple[PyTree, int, float]:
     """Returns a run's state at its last checkpoint, the step and the seconds of training so far.
 
     Raises:
-      UserError: the checkpoint is damaged, or the config has changed since.
+        UserError: the checkpoint is damaged, or the config has changed since.
     """
     step = checkpoint.steps(folder / CHECKPOINTS)[-1]
     state, meta = checkpoint.restore(folder / CHECKPOINTS, step, setting.initial())
