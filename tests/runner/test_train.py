@@ -423,4 +423,5 @@ def test_the_chain_of_a_config_is_the_chain_of_python(config):
     grads = optax.tree.random_like(jax.random.key(0), params)
     found, _ = setting.tx.update(grads, setting.tx.init(params), params)
     expected, _ = by_hand.update(grads, by_hand.init(params), params)
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(x, y)
