@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,6 @@ from gradkit.krylov.drivers import Drive, in_jit
 from gradkit.krylov.lanczos import Lanczos, lanczos
 from gradkit.operators import Operator
 from gradkit.spectra.extremes import ritz
-
-PyTree = Any
 
 EXACT_DIMENSION = 500  # up to here all n Lanczos steps are taken, n² numbers of memory
 STEPS = 100

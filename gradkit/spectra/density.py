@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,6 @@ from gradkit.krylov import three_term
 from gradkit.krylov.drivers import Drive, in_jit
 from gradkit.krylov.three_term import ThreeTerm
 from gradkit.operators import Operator
-
-PyTree = Any
 
 FAILURE = 0.05  # probability with which `w1_bound` may be exceeded
 

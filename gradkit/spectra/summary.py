@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
@@ -11,8 +11,6 @@ from gradkit.operators import Operator
 from gradkit.spectra.condition import Interval, interval
 from gradkit.spectra.density import Density, density
 from gradkit.spectra.extremes import Eigenpairs, Wanted, eigenpairs, search
-
-PyTree = Any
 
 
 class Spectrum(NamedTuple):
