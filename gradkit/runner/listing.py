@@ -22,11 +22,8 @@ def overview() -> str:
         lines += [f"  {e.name:24}{e.summary}" for e in ours]
         lines += _wrapped("of optax: " + ", ".join(theirs))
         blocks.append("\n".join(lines))
-    blocks.append(
-        "data sets\n"
-        "  digits                  1,797 images of 8 × 8 pixels, 10 classes\n"
-        "  PATH.npz                your own: x (examples, features) and y (examples,)"
-    )
+    data = DATA_SETS | {"PATH.npz": "your own: x (examples, features) and y (examples,)"}
+    blocks.append("\n".join(["data sets", *(f"  {name:24}{what}" for name, what in data.items())]))
     models = get_args(Model.model_fields["name"].annotation)
     blocks.append("models\n" + "\n".join(f"  {name}" for name in models))
     return "\n\n".join(blocks) + "\n\n`gradkit list NAME` shows a name's arguments."

@@ -63,7 +63,7 @@ def scale_by_rms(
         scaled = jax.tree.map(
             lambda g, r: (wide(g) / _root(r / c, eps, eps_in_sqrt)).astype(g.dtype), updates, nu
         )
-        return scaled, RmsState(step, _stored(nu, state.nu))
+        return scaled, RmsState(step, optax.tree.cast_like(nu, state.nu))
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -106,7 +106,9 @@ def scale_by_stddev(
             variance = jnp.maximum(r / c - _square(m / c), 0)
             return (wide(g) / _root(variance, eps, eps_in_sqrt)).astype(g.dtype)
 
-        following = MomentsState(step, _stored(mu, state.mu), _stored(nu, state.nu))
+        following = MomentsState(
+            step, optax.tree.cast_like(mu, state.mu), optax.tree.cast_like(nu, state.nu)
+        )
         return jax.tree.map(scaled, updates, mu, nu), following
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -151,7 +153,9 @@ def scale_by_adam(
             m_hat = b1 * m / ahead + (1 - b1) * wide(g) / c1 if nesterov else m / c1
             return (m_hat / (jnp.sqrt(v / c2 + eps_root) + eps)).astype(g.dtype)
 
-        following = MomentsState(step, _stored(mu, state.mu), _stored(nu, state.nu))
+        following = MomentsState(
+            step, optax.tree.cast_like(mu, state.mu), optax.tree.cast_like(nu, state.nu)
+        )
         return jax.tree.map(scaled, updates, mu, nu), following
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -175,7 +179,3 @@ def _square(g: jax.Array) -> jax.Array:
 
 def _root(r: jax.Array, eps: float | jax.Array, eps_in_sqrt: bool) -> jax.Array:
     return jnp.sqrt(r + eps) if eps_in_sqrt else jnp.sqrt(r) + eps
-
-
-def _stored(new: PyTree, old: PyTree) -> PyTree:
-    return jax.tree.map(lambda x, y: x.astype(y.dtype), new, old)

@@ -55,8 +55,7 @@ def ema(
             lambda x, m: decay * wide(m) + (1 - decay) * wide(x), updates, state.mean
         )
         averaged = jax.tree.map(lambda x, m: (m / correction).astype(x.dtype), updates, mean)
-        kept = jax.tree.map(lambda m, old: m.astype(old.dtype), mean, state.mean)
-        return averaged, EmaState(step, kept)
+        return averaged, EmaState(step, optax.tree.cast_like(mean, state.mean))
 
     return optax.GradientTransformationExtraArgs(init, update)
 

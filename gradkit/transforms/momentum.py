@@ -47,8 +47,7 @@ def heavy_ball(
     def update(updates, state, params=None, **_):
         v = jax.tree.map(lambda g, v: wide(g) + decay * wide(v), updates, state.velocity)
         ahead = jax.tree.map(lambda g, v: wide(g) + decay * v, updates, v) if nesterov else v
-        moved = jax.tree.map(lambda g, u: u.astype(g.dtype), updates, ahead)
-        kept = jax.tree.map(lambda v, old: v.astype(old.dtype), v, state.velocity)
-        return moved, HeavyBallState(kept)
+        kept = HeavyBallState(optax.tree.cast_like(v, state.velocity))
+        return optax.tree.cast_like(ahead, updates), kept
 
     return optax.GradientTransformationExtraArgs(init, update)

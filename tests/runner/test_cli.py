@@ -233,7 +233,8 @@ def test_help_and_config_errors_come_before_the_heavy_imports(here):
         assert quiet("run", "--resume", "none") == quiet("spectrum", "none") == 2
         assert not loaded(*heavy)
         """
-    subprocess.run([sys.executable, "-c", program], check=True)
+    left = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert left.returncode == 0, left.stderr
 
 
 def test_the_installed_command_is_this_one():
