@@ -4,7 +4,7 @@
 
 from gradkit.core import Point as Point
 from gradkit.core import Problem as Problem
-from gradkit.core import metrics as metrics
+from gradkit.core import apply_gradients as apply_gradients
 from gradkit.core import observe as observe
 from gradkit.curvature.hessian import hessian as hessian
 from gradkit.krylov.cg import Solve as Solve
@@ -12,8 +12,11 @@ from gradkit.krylov.cg import cg as cg
 from gradkit.krylov.drivers import in_jit as in_jit
 from gradkit.krylov.drivers import on_host as on_host
 from gradkit.operators import Operator as Operator
+from gradkit.optimizers.adadelta import adadelta as adadelta
+from gradkit.optimizers.adagrad import adagrad as adagrad
 from gradkit.optimizers.adam import adam as adam
 from gradkit.optimizers.adamw import adamw as adamw
+from gradkit.optimizers.nesterov import nesterov as nesterov
 from gradkit.optimizers.newton_cg import newton_cg as newton_cg
 from gradkit.optimizers.newton_cg import scale_by_newton_cg as scale_by_newton_cg
 from gradkit.optimizers.rmsprop import rmsprop as rmsprop
@@ -26,17 +29,45 @@ from gradkit.spectra.extremes import Eigenpairs as Eigenpairs
 from gradkit.spectra.extremes import eigsh as eigsh
 from gradkit.spectra.summary import Spectrum as Spectrum
 from gradkit.spectra.summary import spectrum as spectrum
+from gradkit.states import from_flat_dict as from_flat_dict
+from gradkit.states import hyperparams as hyperparams
+from gradkit.states import metrics as metrics
+from gradkit.states import set_hyperparams as set_hyperparams
+from gradkit.states import state_shardings as state_shardings
+from gradkit.states import to_flat_dict as to_flat_dict
+from gradkit.transforms.accumulation import accumulate as accumulate
+from gradkit.transforms.adaptive import scale_by_adadelta as scale_by_adadelta
 from gradkit.transforms.adaptive import scale_by_adam as scale_by_adam
 from gradkit.transforms.adaptive import scale_by_rms as scale_by_rms
+from gradkit.transforms.adaptive import scale_by_rss as scale_by_rss
 from gradkit.transforms.adaptive import scale_by_stddev as scale_by_stddev
+from gradkit.transforms.averaging import average_params as average_params
+from gradkit.transforms.averaging import lookahead as lookahead
 from gradkit.transforms.chain import chain as chain
+from gradkit.transforms.clipping import adaptive_grad_clip as adaptive_grad_clip
 from gradkit.transforms.clipping import clip as clip
 from gradkit.transforms.clipping import clip_by_global_norm as clip_by_global_norm
+from gradkit.transforms.clipping import clip_by_leaf_norm as clip_by_leaf_norm
 from gradkit.transforms.decay import add_decayed_weights as add_decayed_weights
+from gradkit.transforms.guarding import apply_if_finite as apply_if_finite
+from gradkit.transforms.guarding import guard_spikes as guard_spikes
 from gradkit.transforms.learning_rate import scale_by_learning_rate as scale_by_learning_rate
 from gradkit.transforms.line_search import line_search as line_search
 from gradkit.transforms.moments import bias_correction as bias_correction
 from gradkit.transforms.moments import ema as ema
 from gradkit.transforms.momentum import heavy_ball as heavy_ball
+from gradkit.transforms.momentum import velocity as velocity
+from gradkit.transforms.monitoring import monitor as monitor
+from gradkit.transforms.noise import add_noise as add_noise
+from gradkit.transforms.noise import centralize as centralize
+from gradkit.transforms.plateau import reduce_on_plateau as reduce_on_plateau
+from gradkit.transforms.precision import master_weights as master_weights
+from gradkit.transforms.precision import stochastic_rounding as stochastic_rounding
+from gradkit.transforms.proximal import project_max_norm as project_max_norm
+from gradkit.transforms.proximal import proximal_step as proximal_step
+from gradkit.transforms.selection import by_path as by_path
+from gradkit.transforms.selection import masked as masked
+from gradkit.transforms.selection import partition as partition
+from gradkit.transforms.stacking import stack_small_leaves as stack_small_leaves
 
 __version__: str

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
+import difflib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.tree_util import Partial
 
 from gradkit.operators import Operator
@@ -105,12 +106,15 @@ def observe(
     curvature: Callable[..., Operator] | None = None,
     *,
     key: jax.Array | None = None,
+    micro_batches: int | None = None,
 ) -> Point:
     """Returns value and gradient of the problem at `params`, with the means to learn more.
 
-    A `Point` is a pytree and crosses `jit`. Members that do not ask for curvature pay nothing.
+    A `Point` is a pytree and crosses `jit`. Members that do not ask for curvature pay nothing. The
+    gradient of a complex parameter x + iy is ∂f/∂x + i ∂f/∂y, the direction of ascent, where
+    `jax.grad` has its conjugate.
 
-    Cost: one gradient.
+    Cost: one gradient. With `micro_batches`, the memory of one of them.
 
     Args:
         problem: a `Problem`, or a plain `loss(params, batch)`.
@@ -118,6 +122,9 @@ def observe(
         batch: whatever the problem takes.
         curvature: `gk.hessian` or another function (problem, params, batch) -> Operator.
         key: random key for members that draw random numbers.
+        micro_batches: split every array of the batch into so many equal parts along its first axis,
+            and take the mean of loss, gradient and curvature over the parts, one after the other.
+            The problem must be a mean over examples. `aux` has a leading axis for the parts.
 
     Returns:
         A `Point`; pass it on as `tx.update(point.grad, state, params, **point.extras)`.
@@ -132,10 +139,17 @@ def observe(
     """
     problem = as_problem(problem)
     evaluate = jax.value_and_grad(problem.value_and_aux, has_aux=True)
-    (value, aux), grad = evaluate(params, batch)
-    extras = {"value": value, "grad": grad, "value_fn": Partial(_value_at, problem, batch)}
+    value_fn, curvature_at = _value_at, curvature
+    if micro_batches is None:
+        (value, aux), grad = evaluate(params, batch)
+    else:
+        batch = _split(batch, micro_batches)
+        (value, grad), aux = _mean(lambda part: _first_aside(evaluate(params, part)), batch)
+        value_fn, curvature_at = _mean_value_at, Partial(_mean_curvature, curvature)
+    grad = jax.tree.map(jnp.conj, grad)
+    extras = {"value": value, "grad": grad, "value_fn": Partial(value_fn, problem, batch)}
     if curvature is not None:
-        extras["curvature"] = Partial(curvature, problem, params, batch)
+        extras["curvature"] = Partial(curvature_at, problem, params, batch)
     if key is not None:
         extras["key"] = key
     return Point(value, grad, aux, extras)
@@ -153,6 +167,70 @@ def _value_at(
     return problem.value(params, batch)
 
 
+def apply_gradients(train_state: Any, point: Point, **changes: Any) -> Any:
+    """Returns flax linen's `TrainState` one update on, with the extra arguments of the point.
+
+    `TrainState.apply_gradients` hands its transformation none of them.
+
+    Args:
+        train_state: a `flax.training.train_state.TrainState`, or what has its fields.
+        point: what `observe` returned at `train_state.params`.
+        **changes: other fields to replace, such as `batch_stats`.
+    """
+    updates, opt_state = train_state.tx.update(
+        point.grad, train_state.opt_state, train_state.params, **point.extras
+    )
+    params = optax.apply_updates(train_state.params, updates)
+    following = {"step": train_state.step + 1, "params": params, "opt_state": opt_state}
+    return train_state.replace(**following, **changes)
+
+
+def _split(batch: PyTree, parts: int) -> PyTree:
+    """The batch with a new leading axis of so many micro-batches."""
+    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)}
+    if len(sizes) != 1 or () in sizes or min(sizes)[0] % parts or not min(sizes)[0]:
+        raise ValueError(
+            f"micro_batches={parts} must divide the first axis of every array of the batch, got "
+            f"{', '.join(str(size[0]) if size else 'a scalar' for size in sorted(sizes))}"
+        )
+    return jax.tree.map(lambda x: jnp.reshape(x, (parts, -1, *jnp.shape(x)[1:])), batch)
+
+
+def _mean(function: Callable, batches: PyTree) -> tuple[PyTree, PyTree]:
+    """The mean over the batches of the function's first result, and every one of its second."""
+    count = len(jax.tree.leaves(batches)[0])
+    shape = jax.eval_shape(function, jax.tree.map(lambda x: x[0], batches))[0]
+
+    def add(total, part):
+        result, aside = function(part)
+        return jax.tree.map(lambda t, r: t + r / count, total, result), aside
+
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape)
+    return jax.lax.scan(add, zeros, batches)
+
+
+def _first_aside(evaluated: tuple) -> tuple:
+    (value, aux), grad = evaluated
+    return (value, grad), aux
+
+
+def _mean_value_at(
+    problem: Problem, batches: PyTree, params: PyTree, *, curvature: Any = None, key: Any = None
+) -> jax.Array:
+    del curvature, key
+    return _mean(lambda part: (problem.value(params, part), None), batches)[0]
+
+
+def _mean_curvature(
+    curvature: Callable[..., Operator], problem: Problem, params: PyTree, batches: PyTree
+) -> Operator:
+    return Operator(Partial(_mean_product, Partial(curvature, problem), params, batches), params)
+
+
+def _mean_product(curvature: Callable, params: PyTree, batches: PyTree, v: PyTree) -> PyTree:
+    return _mean(lambda part: (curvature(params, part) @ v, None), batches)[0]
+
+
 def required(extras: dict[str, Any], name: str, *, member: str) -> Any:
     """Returns the extra argument `name` of `update`, for the member of a chain that needs it.
 
@@ -161,32 +239,18 @@ def required(extras: dict[str, Any], name: str, *, member: str) -> Any:
     """
     if extras.get(name) is None:
         given = ", ".join(sorted(extras)) or "none"
+        near = difflib.get_close_matches(name, extras, n=1)
+        hint = f" (is {near[0]!r} misspelt?)" if near else ""
         raise TypeError(
-            f"{member} needs the extra argument {name!r}, got {given}. Pass what observe returns:\n"
+            f"{member} needs the extra argument {name!r}, got {given}{hint}. "
+            "Pass what observe returns:\n"
             "  point = gk.observe(problem, params, batch, curvature=gk.hessian)\n"
             "  updates, state = tx.update(point.grad, state, params, **point.extras)"
         )
     return extras[name]
 
 
-def metrics(state: PyTree) -> dict[str, jax.Array]:
-    """Returns the scalars that the members of a chain publish about their last update.
-
-    A state publishes by having a method `metrics() -> dict[str, scalar]`; the scalars are fields it
-    keeps anyway, so unread metrics cost nothing. Of two members that publish the same name, the
-    second appears as `name_2`.
-
-    Args:
-        state: an optimizer state, however nested.
-    """
-
-    def publishes(node):
-        return hasattr(type(node), "metrics")
-
-    collected: dict[str, jax.Array] = {}
-    seen: collections.Counter[str] = collections.Counter()
-    for node in filter(publishes, jax.tree.leaves(state, is_leaf=publishes)):
-        for name, value in node.metrics().items():
-            seen[name] += 1
-            collected[name if seen[name] == 1 else f"{name}_{seen[name]}"] = value
-    return collected
+def needs_params(params: PyTree, *, member: str) -> None:
+    """Raises a `ValueError` if `update` was called without the parameters."""
+    if params is None:
+        raise ValueError(f"{member} needs the parameters: call update(updates, state, params)")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
-from jax.typing import ArrayLike
 
 from gradkit import tree
 
@@ -177,7 +178,8 @@ class _Restriction:
 
 
 def _scalar(value: Any) -> Any:
-    if not isinstance(value, ArrayLike) or jnp.shape(value) != ():
+    known = numbers.Number | np.ndarray | jax.Array  # ArrayLike leaves out traced arrays
+    if not isinstance(value, known) or jnp.shape(value) != ():
         raise TypeError(
             "an operator adds to another operator or to a scalar, and is multiplied by a scalar; "
             f"got {type(value).__name__}"

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 PyTree = Any
 
@@ -32,7 +33,19 @@ def inner(a: PyTree, b: PyTree) -> jax.Array:
 
 def norm(a: PyTree) -> jax.Array:
     """Returns the Euclidean norm ‖a‖ over all leaves, a scalar."""
-    return jnp.sqrt(inner(a, a))
+    return root(inner(a, a))
+
+
+@jax.custom_jvp
+def root(x: jax.Array) -> jax.Array:
+    """Returns √x, with derivative 0 at 0, so that what depends on a zero gradient stays finite."""
+    return jnp.sqrt(x)
+
+
+@root.defjvp
+def _root_jvp(primals, tangents):
+    y = root(*primals)
+    return y, jnp.where(y > 0, tangents[0] / (2 * jnp.where(y > 0, y, 1)), 0)
 
 
 def add_scaled(a: PyTree, alpha: Any, b: PyTree) -> PyTree:
@@ -50,8 +63,9 @@ def scalar_dtype(domain: PyTree) -> jnp.dtype:
 
     The widest of the leaves' dtypes, and float32 at least.
     """
-    dtypes = [jnp.finfo(leaf.dtype).dtype for leaf in jax.tree.leaves(domain)]
-    return jnp.result_type(jnp.float32, *dtypes)
+    dtypes = [jnp.result_type(leaf) for leaf in jax.tree.leaves(domain)]
+    real = [jnp.finfo(dtype).dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.inexact)]
+    return jnp.result_type(jnp.float32, *real)
 
 
 def shapes(domain: PyTree) -> PyTree:
@@ -135,4 +149,39 @@ def basis_combine(V: PyTree, c: jax.Array) -> PyTree:
 
 def wide(x: jax.Array) -> jax.Array:
     """Returns x in the dtype in which its arithmetic is done: float32 at least."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    return x if x.dtype == dtype else x.astype(dtype)
+
+
+def wide_zeros(params: PyTree, dtype: Any = None) -> PyTree:
+    """Returns zeros like `params`, in `dtype` or else in float32 at least.
+
+    A leaf that is complex stays so.
+    """
+
+    def leaf(p):
+        given = p.dtype if dtype is None else dtype
+        kept = p.dtype if jnp.iscomplexobj(p) else given
+        return jnp.zeros_like(
+            p, kept if dtype is not None else jnp.promote_types(kept, jnp.float32)
+        )
+
+    return jax.tree.map(leaf, params)
+
+
+def cast_updates(updates: PyTree, incoming: PyTree, params: PyTree) -> PyTree:
+    """Returns updates in the wider of the dtypes of the incoming ones and the parameters."""
+    if params is None:
+        return optax.tree.cast_like(updates, incoming)
+
+    def leaf(u, g, p):
+        dtype = jnp.promote_types(g.dtype, p.dtype)
+        return u if u.dtype == dtype else u.astype(dtype)
+
+    return jax.tree.map(leaf, updates, incoming, params)
+
+
+def as_they_are(updates: PyTree, incoming: PyTree, params: PyTree) -> PyTree:
+    """Returns the updates, for a transformation whose updates must not be rounded."""
+    del incoming, params
+    return updates

@@ -18,15 +18,16 @@ ROOT = Path(gk.__file__).parent
 MAY_IMPORT = {
     "tree": set(),
     "operators": {"tree"},
+    "states": {"tree"},
     "core": {"operators", "tree"},
     "krylov": {"operators", "tree"},
     "curvature": {"core", "operators", "tree"},
-    "transforms": {"core", "operators", "tree"},
+    "transforms": {"core", "states", "operators", "tree"},
     "spectra": {"krylov", "operators", "tree"},
-    "optimizers": {"transforms", "krylov", "core", "operators", "tree"},
+    "optimizers": {"transforms", "krylov", "core", "states", "operators", "tree"},
     "runner": {
         *("optimizers", "transforms", "spectra", "curvature", "krylov"),
-        *("core", "operators", "tree"),
+        *("core", "states", "operators", "tree"),
     },
     "report": {"runner"},
 }

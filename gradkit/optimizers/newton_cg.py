@@ -14,6 +14,7 @@ from gradkit.krylov.cg import cg
 from gradkit.transforms.chain import chain
 from gradkit.transforms.learning_rate import scale_by_learning_rate
 from gradkit.transforms.line_search import line_search
+from gradkit.transforms.link import Link, link
 
 
 class NewtonCgState(NamedTuple):
@@ -35,8 +36,11 @@ class NewtonCgState(NamedTuple):
 
 
 def scale_by_newton_cg(
-    damping: float | jax.Array = 1e-3, *, tol: float | jax.Array = 0.5, max_steps: int = 50
-) -> optax.GradientTransformationExtraArgs:
+    damping: optax.ScalarOrSchedule = 1e-3,
+    *,
+    tol: optax.ScalarOrSchedule = 0.5,
+    max_steps: int = 50,
+) -> Link:
     """Scales a gradient g to d ≈ (H + αI)⁻¹ g, by conjugate gradients.
 
     Source: Nocedal & Wright (2006), algorithm 7.1, "line search Newton–CG".
@@ -55,7 +59,7 @@ def scale_by_newton_cg(
         TypeError: `update` was called without the extra argument `curvature`.
     """
 
-    def init(params):
+    def init(params, step):
         dtype = tree.scalar_dtype(params)
         return NewtonCgState(
             products=jnp.zeros((), jnp.int32),
@@ -64,11 +68,11 @@ def scale_by_newton_cg(
             curvature=jnp.zeros((), dtype),
         )
 
-    def update(updates, state, params=None, **extra):
+    def update(updates, state, params, h, **extra):
         curvature = required(extra, "curvature", member="scale_by_newton_cg")
-        g = updates
-        forcing = jnp.minimum(tol, jnp.sqrt(tree.norm(g)))
-        solve = cg(curvature() + damping, g, tol=forcing, max_steps=max_steps)
+        g = optax.tree.cast_like(updates, params)
+        forcing = jnp.minimum(h.tol, jnp.sqrt(tree.norm(g)))
+        solve = cg(curvature() + h.damping, g, tol=forcing, max_steps=max_steps)
         first = (solve.steps <= 1) & ~(solve.curvature > 0)
         d = jax.tree.map(lambda x, b: jnp.where(first, b, x), solve.x, g)
         return d, NewtonCgState(
@@ -78,16 +82,16 @@ def scale_by_newton_cg(
             curvature=solve.curvature.astype(state.curvature.dtype),
         )
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return link(init, update, damping=damping, tol=tol)
 
 
 def newton_cg(
     learning_rate: optax.ScalarOrSchedule | None = None,
-    damping: float | jax.Array = 1e-3,
+    damping: optax.ScalarOrSchedule = 1e-3,
     *,
-    tol: float | jax.Array = 0.5,
+    tol: optax.ScalarOrSchedule = 0.5,
     max_steps: int = 50,
-) -> optax.GradientTransformationExtraArgs:
+) -> Link:
     """Newton–CG: θ ← θ − α d, with d ≈ (H + damping · I)⁻¹ g and α from a line search.
 
     Its `update` takes what `observe` returns:
@@ -107,4 +111,5 @@ def newton_cg(
         TypeError: `update` was called without the extra arguments of `observe`.
     """
     found = line_search() if learning_rate is None else scale_by_learning_rate(learning_rate)
-    return chain(scale_by_newton_cg(damping, tol=tol, max_steps=max_steps), found)
+    direction = scale_by_newton_cg(damping, tol=tol, max_steps=max_steps)
+    return chain(direction, found).named("newton_cg")

@@ -8,20 +8,21 @@ import optax
 from gradkit.transforms.adaptive import scale_by_rms, scale_by_stddev
 from gradkit.transforms.chain import chain
 from gradkit.transforms.learning_rate import scale_by_learning_rate
+from gradkit.transforms.link import Link
 from gradkit.transforms.momentum import heavy_ball
 
 
 def rmsprop(
     learning_rate: optax.ScalarOrSchedule = 1e-3,
-    decay: float | jax.Array = 0.9,
-    eps: float | jax.Array = 1e-8,
+    decay: optax.ScalarOrSchedule = 0.9,
+    eps: optax.ScalarOrSchedule = 1e-8,
     initial_scale: float | jax.Array = 0.0,
     eps_in_sqrt: bool = True,
     centered: bool = False,
-    momentum: float | jax.Array | None = None,
+    momentum: optax.ScalarOrSchedule | None = None,
     nesterov: bool = False,
     bias_correction: bool = False,
-) -> optax.GradientTransformationExtraArgs:
+) -> Link:
     """RMSProp: θ ← θ − η g/√(r + ε), with r ← ρ r + (1 − ρ) g².
 
     Source: Hinton (2012), lecture 6e; Graves (2013) for `centered`.
@@ -41,6 +42,7 @@ def rmsprop(
     """
     scale = scale_by_stddev if centered else scale_by_rms
     link = scale(decay, eps, initial_scale, eps_in_sqrt, bias_correction)
-    if momentum is None:
-        return chain(link, scale_by_learning_rate(learning_rate))
-    return chain(link, scale_by_learning_rate(learning_rate), heavy_ball(momentum, nesterov))
+    links = [link, scale_by_learning_rate(learning_rate)]
+    if momentum is not None:
+        links.append(heavy_ball(momentum, nesterov))
+    return chain(*links).named("rmsprop")

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import jax
 import optax
 from jax.typing import DTypeLike
 
 from gradkit.transforms.chain import chain
 from gradkit.transforms.learning_rate import scale_by_learning_rate
+from gradkit.transforms.link import Link
 from gradkit.transforms.momentum import heavy_ball
 
 
 def sgd(
     learning_rate: optax.ScalarOrSchedule = 1e-2,
-    momentum: float | jax.Array | None = None,
+    momentum: optax.ScalarOrSchedule | None = None,
     nesterov: bool = False,
     accumulator_dtype: DTypeLike | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> Link:
     """Gradient descent: θ ← θ − η g, or θ ← θ − η v with momentum v ← μ v + g.
 
     Full-batch, mini-batch and single-example descent are this with different batches.
@@ -29,10 +29,10 @@ def sgd(
         learning_rate: η, a number or a schedule.
         momentum: μ, 0 ≤ μ < 1; None (default) keeps no velocity.
         nesterov: see `gk.heavy_ball`.
-        accumulator_dtype: dtype of the velocity; the parameters' by default.
+        accumulator_dtype: dtype of the velocity; float32 at least by default.
     """
     if momentum is None:
-        return chain(scale_by_learning_rate(learning_rate))
+        return chain(scale_by_learning_rate(learning_rate)).named("sgd")
     return chain(
         heavy_ball(momentum, nesterov, accumulator_dtype), scale_by_learning_rate(learning_rate)
-    )
+    ).named("sgd")

@@ -1,4 +1,4 @@
-"""Scaling by running second moments: a rate for every parameter."""
+"""Scaling by second moments: a rate for every parameter."""
 
 from __future__ import annotations
 
@@ -9,37 +9,54 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike, DTypeLike
 
-from gradkit.transforms.moments import bias
-from gradkit.tree import wide
+from gradkit.transforms.link import Link, link
+from gradkit.tree import root, wide, wide_zeros
 
 PyTree = Any
+ScalarOrSchedule = optax.ScalarOrSchedule
 
 
 class RmsState(NamedTuple):
-    """`nu`: exponential moving average of g² over `step` updates g."""
+    """`nu`: exponential moving average of g² over the updates g since the step `since`."""
 
-    step: ArrayLike
+    since: ArrayLike
     nu: PyTree
 
 
 class MomentsState(NamedTuple):
-    """`mu`, `nu`: exponential moving averages of g and g² over `step` updates g."""
+    """`mu`, `nu`: exponential moving averages of g and g² since the step `since`."""
 
-    step: ArrayLike
+    since: ArrayLike
     mu: PyTree
     nu: PyTree
 
 
+class SumOfSquaresState(NamedTuple):
+    """`sum_of_squares`: of all updates so far, and the value it began with."""
+
+    sum_of_squares: PyTree
+
+
+class AdadeltaState(NamedTuple):
+    """Exponential moving averages: `e_g` of g², `e_x` of the squared scaled updates."""
+
+    e_g: PyTree
+    e_x: PyTree
+
+
 def scale_by_rms(
-    decay: float | jax.Array = 0.9,
-    eps: float | jax.Array = 1e-8,
+    decay: ScalarOrSchedule = 0.9,
+    eps: ScalarOrSchedule = 1e-8,
     initial_scale: float | jax.Array = 0.0,
     eps_in_sqrt: bool = True,
     bias_correction: bool = False,
-) -> optax.GradientTransformationExtraArgs:
+    *,
+    nu_dtype: DTypeLike | None = None,
+) -> Link:
     """Scales updates g to g/√(r + ε), with r ← ρ r + (1 − ρ) g².
 
     Source: Hinton (2012), lecture 6e of "Neural networks for machine learning".
+    Differs: from optax in `nu_dtype`, and in that r is kept in float32 at least without it.
 
     Cost: one tree of memory.
 
@@ -49,36 +66,36 @@ def scale_by_rms(
         initial_scale: r before the first update.
         eps_in_sqrt: √(r + ε) (default), or √r + ε.
         bias_correction: divide r by 1 − ρᵗ.
+        nu_dtype: dtype of r.
     """
 
-    def init(params):
-        return RmsState(jnp.zeros((), jnp.int32), _second_moments(params, initial_scale))
+    def init(params, step):
+        return RmsState(jnp.array(step), _squares(params, initial_scale, nu_dtype))
 
-    def update(updates, state, params=None, **_):
-        step = optax.safe_increment(state.step)
-        c = bias(decay, step) if bias_correction else 1
-        nu = jax.tree.map(
-            lambda g, r: decay * wide(r) + (1 - decay) * _square(g), updates, state.nu
-        )
-        scaled = jax.tree.map(
-            lambda g, r: (wide(g) / _root(r / c, eps, eps_in_sqrt)).astype(g.dtype), updates, nu
-        )
-        return scaled, RmsState(step, optax.tree.cast_like(nu, state.nu))
+    def update(updates, state, params, h, **_):
+        c = h.bias("decay", state.since) if bias_correction else 1
+        nu = _averaged_squares(updates, state.nu, h, "decay")
+        scaled = jax.tree.map(lambda g, r: wide(g) / _root(r / c, h.eps, eps_in_sqrt), updates, nu)
+        return scaled, RmsState(state.since, optax.tree.cast_like(nu, state.nu))
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return link(init, update, decay=decay, eps=eps)
 
 
 def scale_by_stddev(
-    decay: float | jax.Array = 0.9,
-    eps: float | jax.Array = 1e-8,
+    decay: ScalarOrSchedule = 0.9,
+    eps: ScalarOrSchedule = 1e-8,
     initial_scale: float | jax.Array = 0.0,
     eps_in_sqrt: bool = True,
     bias_correction: bool = False,
-) -> optax.GradientTransformationExtraArgs:
+    *,
+    mu_dtype: DTypeLike | None = None,
+    nu_dtype: DTypeLike | None = None,
+) -> Link:
     """Scales updates g to g/√(r − m² + ε): centered RMSProp, m and r the averages of g and g².
 
     Source: Graves (2013), "Generating sequences with recurrent neural networks", equation 38.
-    Differs: the variance r − m² is kept from falling below zero by rounding.
+    Differs: from optax in that the variance r − m² is kept from falling below zero by rounding, in
+    `mu_dtype` and `nu_dtype`, and in that m and r are kept in float32 at least without them.
 
     Cost: two trees of memory.
 
@@ -88,44 +105,46 @@ def scale_by_stddev(
         initial_scale: r before the first update.
         eps_in_sqrt: √(r − m² + ε) (default), or √(r − m²) + ε.
         bias_correction: divide m and r by 1 − ρᵗ.
+        mu_dtype: dtype of m.
+        nu_dtype: dtype of r.
     """
 
-    def init(params):
-        mu = jax.tree.map(jnp.zeros_like, params)
-        return MomentsState(jnp.zeros((), jnp.int32), mu, _second_moments(params, initial_scale))
+    def init(params, step):
+        mu, nu = wide_zeros(params, mu_dtype), _squares(params, initial_scale, nu_dtype)
+        return MomentsState(jnp.array(step), mu, nu)
 
-    def update(updates, state, params=None, **_):
-        step = optax.safe_increment(state.step)
-        c = bias(decay, step) if bias_correction else 1
-        mu = jax.tree.map(lambda g, m: _mix(decay, m, wide(g)), updates, state.mu)
-        nu = jax.tree.map(
-            lambda g, r: decay * wide(r) + (1 - decay) * _square(g), updates, state.nu
-        )
+    def update(updates, state, params, h, **_):
+        c = h.bias("decay", state.since) if bias_correction else 1
+        mu = _averaged(updates, state.mu, h, "decay")
+        nu = _averaged_squares(updates, state.nu, h, "decay")
 
         def scaled(g, m, r):
             variance = jnp.maximum(r / c - _square(m / c), 0)
-            return (wide(g) / _root(variance, eps, eps_in_sqrt)).astype(g.dtype)
+            return wide(g) / _root(variance, h.eps, eps_in_sqrt)
 
-        following = MomentsState(
-            step, optax.tree.cast_like(mu, state.mu), optax.tree.cast_like(nu, state.nu)
-        )
-        return jax.tree.map(scaled, updates, mu, nu), following
+        return jax.tree.map(scaled, updates, mu, nu), _moments(state, mu, nu)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return link(init, update, decay=decay, eps=eps)
 
 
 def scale_by_adam(
-    b1: float | jax.Array = 0.9,
-    b2: float | jax.Array = 0.999,
-    eps: float | jax.Array = 1e-8,
-    eps_root: float | jax.Array = 0.0,
+    b1: ScalarOrSchedule = 0.9,
+    b2: ScalarOrSchedule = 0.999,
+    eps: ScalarOrSchedule = 1e-8,
+    eps_root: ScalarOrSchedule = 0.0,
     mu_dtype: DTypeLike | None = None,
     *,
     nesterov: bool = False,
-) -> optax.GradientTransformationExtraArgs:
+    nu_dtype: DTypeLike | None = None,
+    bias_correction: bool = True,
+) -> Link:
     """Scales updates g to m̂ / (√(v̂ + ε_root) + ε), m̂ and v̂ the corrected averages of g and g².
 
+    With a large ε the steps tend to m̂ / ε: momentum.
+
     Source: Kingma & Ba (2015), algorithm 1; Dozat (2016) for `nesterov`.
+    Differs: from optax in `nu_dtype` and `bias_correction`, and in that m and v are kept in float32
+    at least unless a dtype is given: in bfloat16 v would never fall, in float16 g² underflows.
 
     Cost: two trees of memory.
 
@@ -134,42 +153,123 @@ def scale_by_adam(
         b2: β₂, decay of the average of g².
         eps: ε outside the root [the unit of g].
         eps_root: ε inside the root [the unit of g²].
-        mu_dtype: dtype of the average of g; the parameters' by default.
+        mu_dtype: dtype of the average of g.
         nesterov: use β₁ m + (1 − β₁) g in place of m, each with its own correction.
+        nu_dtype: dtype of the average of g².
+        bias_correction: divide m by 1 − β₁ᵗ and v by 1 − β₂ᵗ.
     """
 
-    def init(params):
-        mu = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=mu_dtype), params)
-        return MomentsState(jnp.zeros((), jnp.int32), mu, _second_moments(params, 0.0))
+    def init(params, step):
+        mu, nu = wide_zeros(params, mu_dtype), _squares(params, 0.0, nu_dtype)
+        return MomentsState(jnp.array(step), mu, nu)
 
-    def update(updates, state, params=None, **_):
-        step = optax.safe_increment(state.step)
-        c1, c2 = bias(b1, step), bias(b2, step)
-        mu = jax.tree.map(lambda g, m: _mix(b1, m, wide(g)), updates, state.mu)
-        nu = jax.tree.map(lambda g, v: _mix(b2, v, _square(g)), updates, state.nu)
-        ahead = bias(b1, optax.safe_increment(step))
+    def update(updates, state, params, h, **_):
+        b1, rest = h.b1, h.complement("b1")
+        c1 = h.bias("b1", state.since) if bias_correction else 1
+        c2 = h.bias("b2", state.since) if bias_correction else 1
+        ahead = h.bias("b1", state.since - 1) if bias_correction else 1
+        mu = _averaged(updates, state.mu, h, "b1")
+        nu = _averaged_squares(updates, state.nu, h, "b2")
 
         def scaled(g, m, v):
-            m_hat = b1 * m / ahead + (1 - b1) * wide(g) / c1 if nesterov else m / c1
-            return (m_hat / (jnp.sqrt(v / c2 + eps_root) + eps)).astype(g.dtype)
+            m_hat = b1 * m / ahead + rest * wide(g) / c1 if nesterov else m / c1
+            return m_hat / (root(v / c2 + h.eps_root) + h.eps)
 
-        following = MomentsState(
-            step, optax.tree.cast_like(mu, state.mu), optax.tree.cast_like(nu, state.nu)
+        return jax.tree.map(scaled, updates, mu, nu), _moments(state, mu, nu)
+
+    return link(init, update, b1=b1, b2=b2, eps=eps, eps_root=eps_root)
+
+
+def scale_by_rss(
+    initial_accumulator_value: float | jax.Array = 0.1,
+    eps: ScalarOrSchedule = 1e-7,
+    *,
+    eps_in_sqrt: bool = True,
+) -> Link:
+    """Scales updates g to g/√(r + ε), with r ← r + g² the sum over all updates.
+
+    Source: Duchi, Hazan & Singer (2011), the diagonal form of their figure 1.
+    Differs: from optax in `eps_in_sqrt`. The textbook form g/(ε + √r) from r = 0 is
+    `scale_by_rss(0.0, eps_in_sqrt=False)`.
+
+    Cost: one tree of memory.
+
+    Args:
+        initial_accumulator_value: r before the first update [the unit of g²].
+        eps: ε, in the unit of g² inside the root, of g outside.
+        eps_in_sqrt: √(r + ε) (default), or √r + ε.
+    """
+
+    def init(params, step):
+        return SumOfSquaresState(_squares(params, initial_accumulator_value, None))
+
+    def update(updates, state, params, h, **_):
+        total = jax.tree.map(lambda g, r: wide(r) + _square(g), updates, state.sum_of_squares)
+
+        def scaled(g, r):
+            none = r == 0  # then g is 0 too; a NaN is not hidden
+            return jnp.where(none, 0, wide(g) / _root(jnp.where(none, 1, r), h.eps, eps_in_sqrt))
+
+        kept = optax.tree.cast_like(total, state.sum_of_squares)
+        return jax.tree.map(scaled, updates, total), SumOfSquaresState(kept)
+
+    return link(init, update, eps=eps)
+
+
+def scale_by_adadelta(rho: ScalarOrSchedule = 0.9, eps: ScalarOrSchedule = 1e-6) -> Link:
+    """Scales updates g to u = g √(x + ε)/√(r + ε), r and x the averages of g² and of u² before.
+
+    The update has the unit of the parameters, so that no learning rate is needed.
+
+    Source: Zeiler (2012), algorithm 1; his ρ is 0.95.
+
+    Cost: two trees of memory.
+
+    Args:
+        rho: ρ of both averages, 0 ≤ ρ < 1.
+        eps: ε [the unit of g² and of the parameters squared].
+    """
+
+    def init(params, step):
+        return AdadeltaState(_squares(params, 0.0, None), _squares(params, 0.0, None))
+
+    def update(updates, state, params, h, **_):
+        e_g = _averaged_squares(updates, state.e_g, h, "rho")
+        u = jax.tree.map(
+            lambda g, r, x: wide(g) * (root(wide(x) + h.eps) / root(r + h.eps)),
+            *(updates, e_g, state.e_x),
         )
-        return jax.tree.map(scaled, updates, mu, nu), following
+        e_x = _averaged_squares(u, state.e_x, h, "rho")
+        following = AdadeltaState(
+            optax.tree.cast_like(e_g, state.e_g), optax.tree.cast_like(e_x, state.e_x)
+        )
+        return u, following
 
-    return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _second_moments(params: PyTree, value: Any) -> PyTree:
-    return jax.tree.map(
-        lambda p: jnp.full_like(p, value, dtype=jnp.finfo(p.dtype).dtype),  # |g|² is real
-        params,
-    )
+    return link(init, update, rho=rho, eps=eps)
 
 
-def _mix(decay: float | jax.Array, old: jax.Array, new: jax.Array) -> jax.Array:
-    return decay * wide(old) + (1 - decay) * new
+def _squares(params: PyTree, value: Any, dtype: DTypeLike | None) -> PyTree:
+    def leaf(p):
+        real = jnp.finfo(p.dtype).dtype  # |g|² is real
+        kept = jnp.promote_types(real, jnp.float32) if dtype is None else dtype
+        return jnp.full_like(p, value, dtype=kept)
+
+    return jax.tree.map(leaf, params)
+
+
+def _averaged(updates: PyTree, mean: PyTree, h: Any, decay: str) -> PyTree:
+    beta, rest = getattr(h, decay), h.complement(decay)
+    return jax.tree.map(lambda g, m: beta * wide(m) + rest * wide(g), updates, mean)
+
+
+def _averaged_squares(updates: PyTree, mean: PyTree, h: Any, decay: str) -> PyTree:
+    beta, rest = getattr(h, decay), h.complement(decay)
+    return jax.tree.map(lambda g, r: beta * wide(r) + rest * _square(g), updates, mean)
+
+
+def _moments(state: MomentsState, mu: PyTree, nu: PyTree) -> MomentsState:
+    kept = optax.tree.cast_like(mu, state.mu), optax.tree.cast_like(nu, state.nu)
+    return MomentsState(state.since, *kept)
 
 
 def _square(g: jax.Array) -> jax.Array:
@@ -177,5 +277,5 @@ def _square(g: jax.Array) -> jax.Array:
     return jnp.real(g * jnp.conj(g)) if jnp.iscomplexobj(g) else g * g
 
 
-def _root(r: jax.Array, eps: float | jax.Array, eps_in_sqrt: bool) -> jax.Array:
-    return jnp.sqrt(r + eps) if eps_in_sqrt else jnp.sqrt(r) + eps
+def _root(r: jax.Array, eps: jax.Array, eps_in_sqrt: bool) -> jax.Array:
+    return root(r + eps) if eps_in_sqrt else root(r) + eps

@@ -3,60 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
-from jax.typing import ArrayLike
 
+from gradkit.core import needs_params
+from gradkit.transforms.link import Link, link
+from gradkit.transforms.selection import selected
 from gradkit.tree import wide
 
 PyTree = Any
 
 
-class DecayState(NamedTuple):
-    """How many updates have passed."""
-
-    step: ArrayLike
-
-
 def add_decayed_weights(
     weight_decay: optax.ScalarOrSchedule = 0.0,
     mask: PyTree | Callable[[PyTree], PyTree] | None = None,
-) -> optax.GradientTransformationExtraArgs:
+    *,
+    flip_sign: bool = False,
+) -> Link:
     """Adds w θ to the updates.
 
-    Before an adaptive scaling this is L2 regularization, ½ w ‖θ‖² in the loss; between it and the
-    learning rate it is decoupled decay, θ ← (1 − η w) θ − η u.
+    The place in the chain decides what is decayed by how much. Before an adaptive scaling it is L2
+    regularization, ½ w ‖θ‖² in the loss. Between the scaling and the learning rate it is decoupled,
+    times the rate: θ ← (1 − η w) θ − η u. After the learning rate, with `flip_sign`, it is
+    decoupled from the rate too: θ ← (1 − w) θ − η u, where a schedule for w is the multiplier.
 
     Source: Loshchilov & Hutter (2019), algorithm 2.
+    Differs: from optax in `flip_sign`, and in that the mask may be a pattern of paths.
 
     Args:
         weight_decay: w, a number or a schedule.
-        mask: tree of booleans like the parameters or a prefix of them, or a function that makes one
-            from the parameters; False leaves are not decayed.
+        mask: which leaves decay, as in `gk.masked`; all of them by default.
+        flip_sign: subtract w θ, for a place after the learning rate.
 
     Raises:
-        ValueError: `update` was called without the parameters.
+        ValueError: the mask does not fit, or `update` was called without the parameters.
     """
 
-    def init(params):
-        return DecayState(jnp.zeros((), jnp.int32))
+    def init(params, step):
+        if mask is not None:
+            selected(mask, params, member="add_decayed_weights")
+        return ()
 
-    def update(updates, state, params=None, **_):
-        if params is None:
-            raise ValueError(
-                "add_decayed_weights decays the parameters: call update(updates, state, params)"
-            )
-        w = weight_decay(state.step) if callable(weight_decay) else weight_decay
-        chosen = mask(params) if callable(mask) else True if mask is None else mask
-        decayed = jax.tree.map(
-            lambda m, u, p: (wide(u) + w * wide(p)).astype(u.dtype) if m else u,
-            jax.tree.broadcast(chosen, updates),
-            updates,
-            params,
-        )
-        return decayed, DecayState(optax.safe_increment(state.step))
+    def update(updates, state, params, h, **_):
+        needs_params(params, member="add_decayed_weights")
+        w = -h.weight_decay if flip_sign else h.weight_decay
+        leaves, structure = jax.tree.flatten(updates)
+        every = (True,) * len(leaves)
+        flags = every if mask is None else selected(mask, params, member="add_decayed_weights")
+        decayed = [
+            wide(u) + w * wide(p) if decays else u
+            for u, p, decays in zip(leaves, jax.tree.leaves(params), flags, strict=True)
+        ]
+        return structure.unflatten(decayed), state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return link(init, update, leafwise=mask is not None, weight_decay=weight_decay)

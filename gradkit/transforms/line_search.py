@@ -10,6 +10,7 @@ import optax
 
 from gradkit import tree
 from gradkit.core import required
+from gradkit.transforms.link import Link, link
 
 
 class LineSearchState(NamedTuple):
@@ -25,8 +26,11 @@ class LineSearchState(NamedTuple):
 
 
 def line_search(
-    *, decrease: float | jax.Array = 1e-4, shrink: float | jax.Array = 0.5, max_steps: int = 20
-) -> optax.GradientTransformationExtraArgs:
+    *,
+    decrease: optax.ScalarOrSchedule = 1e-4,
+    shrink: optax.ScalarOrSchedule = 0.5,
+    max_steps: int = 20,
+) -> Link:
     """Scales updates u to −α u, with α the first of 1, ½, ¼ … that lowers the loss enough.
 
     Enough is Armijo's f(θ − α u) ≤ f(θ) − c α gᵀu. It takes the place of a learning rate.
@@ -47,14 +51,14 @@ def line_search(
         TypeError: `update` was called without `value`, `grad` or `value_fn`.
     """
 
-    def init(params):
+    def init(params, step):
         return LineSearchState(
             learning_rate=jnp.ones((), tree.scalar_dtype(params)),
             evaluations=jnp.zeros((), jnp.int32),
             failures=jnp.zeros((), jnp.int32),
         )
 
-    def update(updates, state, params=None, **extra):
+    def update(updates, state, params, h, **extra):
         value, grad, value_fn = (
             required(extra, name, member="line_search") for name in ("value", "grad", "value_fn")
         )
@@ -65,7 +69,7 @@ def line_search(
 
         def passes(alpha):
             trial = value_fn(tree.add_scaled(params, -alpha, updates))
-            return (slope > 0) & (trial <= f - decrease * alpha * slope + slack)
+            return (slope > 0) & (trial <= f - h.decrease * alpha * slope + slack)
 
         def go_on(search):
             _, trials, passed = search
@@ -73,14 +77,14 @@ def line_search(
 
         def attempt(search):
             alpha, trials, _ = search
-            alpha = jnp.where(trials > 0, shrink * alpha, alpha)
+            alpha = jnp.where(trials > 0, h.shrink * alpha, alpha)
             return alpha, trials + 1, passes(alpha)
 
         start = (jnp.ones((), dtype), jnp.zeros((), jnp.int32), jnp.zeros((), bool))
         alpha, trials, passed = jax.lax.while_loop(go_on, attempt, start)
         alpha = jnp.where(passed, alpha, 0)
-        step = jax.tree.map(lambda u: jnp.where(passed, -alpha * u, 0).astype(u.dtype), updates)
+        step = jax.tree.map(lambda u: jnp.where(passed, -alpha * u, 0), updates)
         failed = ~passed & (tree.norm(updates) != 0)
         return step, LineSearchState(alpha, state.evaluations + trials, state.failures + failed)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return link(init, update, decrease=decrease, shrink=shrink)

@@ -9,31 +9,35 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike, DTypeLike
 
-from gradkit.tree import wide
+from gradkit.transforms.link import Link, link
+from gradkit.tree import wide, wide_zeros
 
 PyTree = Any
 
 
 class EmaState(NamedTuple):
-    """`mean = Σᵢ (1 − β) βᵗ⁻ⁱ xᵢ` over the t = `step` updates x so far."""
+    """`mean = Σᵢ (1 − β) βᵗ⁻ⁱ xᵢ` over the updates x since the step `since`."""
 
-    step: ArrayLike
+    since: ArrayLike
     mean: PyTree
 
 
 class BiasCorrectionState(NamedTuple):
-    """How many updates have passed."""
+    """The step at which the average to be corrected was zero."""
 
-    step: ArrayLike
+    since: ArrayLike
 
 
 def ema(
-    decay: float | jax.Array, debias: bool = True, accumulator_dtype: DTypeLike | None = None
-) -> optax.GradientTransformationExtraArgs:
+    decay: optax.ScalarOrSchedule,
+    debias: bool = True,
+    accumulator_dtype: DTypeLike | None = None,
+) -> Link:
     """Replaces updates x by their exponential moving average m ← β m + (1 − β) x.
 
     Source: Kingma & Ba (2015), section 3, for the correction of the bias.
-    Differs: optax keeps the output in the accumulator's dtype; here it has the updates'.
+    Differs: optax keeps the output in the accumulator's dtype; here it has the updates'. The
+    average is kept in float32 at least unless a dtype is given.
 
     Cost: one tree of memory.
 
@@ -41,26 +45,23 @@ def ema(
         decay: β, 0 ≤ β < 1, how much of the past is kept.
         debias: divide by 1 − βᵗ, so that the average of a constant is that constant from the first
             step on. `chain(ema(b, debias=False), bias_correction(b))` does the same.
-        accumulator_dtype: dtype of the average; the parameters' by default.
+        accumulator_dtype: dtype of the average.
     """
 
-    def init(params):
-        zeros = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=accumulator_dtype), params)
-        return EmaState(jnp.zeros((), jnp.int32), zeros)
+    def init(params, step):
+        return EmaState(jnp.array(step), wide_zeros(params, accumulator_dtype))
 
-    def update(updates, state, params=None, **_):
-        step = optax.safe_increment(state.step)
-        correction = bias(decay, step) if debias else 1
-        mean = jax.tree.map(
-            lambda x, m: decay * wide(m) + (1 - decay) * wide(x), updates, state.mean
-        )
-        averaged = jax.tree.map(lambda x, m: (m / correction).astype(x.dtype), updates, mean)
-        return averaged, EmaState(step, optax.tree.cast_like(mean, state.mean))
+    def update(updates, state, params, h, **_):
+        beta, rest = h.decay, h.complement("decay")
+        mean = jax.tree.map(lambda x, m: beta * wide(m) + rest * wide(x), updates, state.mean)
+        correction = h.bias("decay", state.since) if debias else 1
+        averaged = jax.tree.map(lambda m: m / correction, mean)
+        return averaged, EmaState(state.since, optax.tree.cast_like(mean, state.mean))
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return link(init, update, decay=decay)
 
 
-def bias_correction(decay: float | jax.Array) -> optax.GradientTransformationExtraArgs:
+def bias_correction(decay: optax.ScalarOrSchedule) -> Link:
     """Divides the t-th update by 1 − βᵗ: an average that started at zero becomes unbiased.
 
     Source: Kingma & Ba (2015), section 3.
@@ -69,21 +70,11 @@ def bias_correction(decay: float | jax.Array) -> optax.GradientTransformationExt
         decay: β of the exponential moving average to be corrected.
     """
 
-    def init(params):
-        return BiasCorrectionState(jnp.zeros((), jnp.int32))
+    def init(params, step):
+        return BiasCorrectionState(jnp.array(step))
 
-    def update(updates, state, params=None, **_):
-        step = optax.safe_increment(state.step)
-        correction = bias(decay, step)
-        corrected = jax.tree.map(lambda m: (wide(m) / correction).astype(m.dtype), updates)
-        return corrected, BiasCorrectionState(step)
+    def update(updates, state, params, h, **_):
+        correction = h.bias("decay", state.since)
+        return jax.tree.map(lambda m: wide(m) / correction, updates), state
 
-    return optax.GradientTransformationExtraArgs(init, update)
-
-
-def bias(decay: float | jax.Array, step: ArrayLike) -> jax.Array:
-    """Returns 1 − βᵗ, the total weight of an average that started at zero, t = `step` updates on.
-
-    In float32 whatever the parameters are: in bfloat16 a β of 0.999 would be 1.
-    """
-    return 1 - jnp.asarray(decay, jnp.promote_types(jnp.float32, jnp.result_type(decay))) ** step
+    return link(init, update, decay=decay)
