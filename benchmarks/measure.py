@@ -13,10 +13,12 @@ from typing import Any
 import jax
 
 
-def compile_seconds(function: Callable, *arguments: Any) -> tuple[Callable, float]:
+def compile_seconds(
+    function: Callable, *arguments: Any, donate: tuple[int, ...] = ()
+) -> tuple[jax.stages.Compiled, float]:
     """Returns the compiled function and how long tracing and compiling took [s]."""
     start = time.perf_counter()
-    compiled = jax.jit(function).lower(*arguments).compile()
+    compiled = jax.jit(function, donate_argnums=donate).lower(*arguments).compile()
     return compiled, time.perf_counter() - start
 
 

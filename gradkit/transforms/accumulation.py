@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike, DTypeLike
 
+from gradkit.transforms.conditional import run_if
 from gradkit.transforms.link import Link, as_link, link
 from gradkit.tree import wide, wide_zeros
 
@@ -73,23 +74,24 @@ def accumulate(
 
     def update(updates, state, params, h, *, examples=None, **extra):
         n = jnp.asarray(1 if examples is None else examples, state.examples.dtype)
+        weight = state.examples + n
+
         total = jax.tree.map(
             lambda s, g: (wide(s) + n * wide(g)).astype(s.dtype), state.gradients, updates
         )
-        weight = state.examples + n
-
-        def emit():
-            mean = jax.tree.map(lambda s: wide(s) / weight, total)
-            seen = extra | ({"grad": mean} if "grad" in extra else {})
-            step, following = part.advance(mean, state.inner, params, state.emitted, seen)
-            return step, following, jax.tree.map(jnp.zeros_like, total)
-
-        def hold():
-            step = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(emit)[0])
-            return step, state.inner, total
-
         due = state.micro_step + 1 >= every
-        step, following, kept = jax.lax.cond(due, emit, hold)
+
+        def emit(carry, params, weight, emitted, traced):
+            _, inner, gradients = carry
+            mean = jax.tree.map(lambda s: wide(s) / weight, gradients)
+            seen = extra | traced | ({"grad": mean} if "grad" in extra else {})
+            step, following = part.advance(mean, inner, params, emitted, seen)
+            return step, following, jax.tree.map(jnp.zeros_like, gradients)
+
+        context = params, weight, state.emitted, _traced(extra)
+        like = jax.eval_shape(emit, (None, state.inner, total), *context)[0]
+        none = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+        step, following, kept = run_if(due, emit, (none, state.inner, total), *context)
         return step, AccumulationState(
             inner=following,
             gradients=kept,
@@ -99,3 +101,12 @@ def accumulate(
         )
 
     return link(init, update, around=part)
+
+
+def _traced(extra: dict[str, Any]) -> dict[str, Any]:
+    """The extra arguments that are trees of arrays, as those of `observe`; not plain functions."""
+    return {
+        name: value
+        for name, value in extra.items()
+        if name != "grad" and all(isinstance(x, jax.Array) for x in jax.tree.leaves(value))
+    }

@@ -173,11 +173,6 @@ def _if(
 ) -> tuple[PyTree, PyTree]:
     """The inner transformation's update where it applies, else a zero one and its old state."""
 
-    def apply():
-        return part.advance(updates, state.inner, params, state.applied, extra)
-
-    def skip():
-        u = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(apply)[0])
-        return u, state.inner
-
-    return jax.lax.cond(applies, apply, skip)
+    u, following = part.advance(updates, state.inner, params, state.applied, extra)
+    held = jax.tree.map(lambda new, old: jnp.where(applies, new, old), following, state.inner)
+    return jax.tree.map(lambda x: jnp.where(applies, x, 0), u), held

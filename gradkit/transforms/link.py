@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import inspect
 import numbers
 from collections.abc import Callable
 from typing import Any
@@ -208,7 +209,12 @@ def seen_from_inside(
     if extra.get("grad") is not None:
         inner["grad"] = inward(extra["grad"])
     if (value_fn := extra.get("value_fn")) is not None:
-        inner["value_fn"] = lambda params, **more: value_fn(outward(params), **more)
+
+        def value(params, **more):
+            return value_fn(outward(params), **more)
+
+        vars(value)["__signature__"] = inspect.signature(value_fn)  # optax's searches read it
+        inner["value_fn"] = value
     if (curvature := extra.get("curvature")) is not None:
 
         def seen():
@@ -236,7 +242,7 @@ def state_type(names: tuple[str, ...]) -> type:
 
 def _from_the_one_member(state: Any, name: str) -> Any:
     if not name.startswith("_"):
-        having = [member for member in state if hasattr(member, name)]
+        having = [m for m in state if isinstance(m, tuple) and hasattr(m, name)]
         if len(having) == 1:
             return getattr(having[0], name)
     fields = ", ".join(state._fields)

@@ -1,16 +1,14 @@
 """Schedules: numbers that are functions of the number of updates so far.
 
-Those with a warm-up rise in a straight line to the peak before they fall as their name says.
-Stochastic descent converges for rates with Σ η = ∞ and Σ η² < ∞ (Robbins & Monro 1951); of all
-these `warmup_inverse_time` alone has both. Every factory raises a `ValueError` for a number out of
-range.
+Each is a pure function of the step, for jit and vmap, in JAX's default float type. Of all of them
+`warmup_inverse_time` alone fulfills both conditions of Robbins & Monro (1951), Σ η = ∞ and
+Σ η² < ∞. A number out of range is a `ValueError` when the schedule is made.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -49,20 +47,13 @@ def warmup_cosine(
     Args:
         peak, steps, warmup, start, end: see `warmup_linear`.
     """
-
-    def fall(k):
-        return _ramp(k, warmup, steps, peak, end, _half_cosine)
-
-    return _warmed(fall, peak, warmup, start, end, steps)
+    return _warmed(
+        lambda k: _ramp(k, warmup, steps, peak, end, _cosine), peak, warmup, start, end, steps
+    )
 
 
 def warmup_polynomial(
-    peak: float,
-    steps: int,
-    warmup: int = 0,
-    power: float = 2.0,
-    start: float = 0.0,
-    end: float = 0.0,
+    peak: float, steps: int, warmup: int = 0, power: float = 2, start: float = 0.0, end: float = 0.0
 ) -> optax.Schedule:
     """Rises to the peak, then falls as a power of the share of the steps still ahead.
 
@@ -74,13 +65,12 @@ def warmup_polynomial(
     """
     _check("warmup_polynomial", "a number above 0", lambda x: 0 < x < math.inf, power=power)
 
-    def fall(k):
-        return _ramp(k, warmup, steps, peak, end, shape)
-
     def shape(a):
         return jnp.where(a > 0, jnp.where(a > 0, a, 1) ** power, 0)  # no infinite slope at 0
 
-    return _warmed(fall, peak, warmup, start, end, steps)
+    return _warmed(
+        lambda k: _ramp(k, warmup, steps, peak, end, shape), peak, warmup, start, end, steps
+    )
 
 
 def warmup_exponential(
@@ -95,8 +85,8 @@ def warmup_exponential(
     _check("warmup_exponential", "a number above 0", lambda x: x > 0, end=end)
 
     def fall(k):
-        a = _ahead(k, warmup, steps)
-        return jnp.where(a > 0, peak * (end / peak) ** (1 - a), end)
+        value = peak * (end / peak) ** _ramp(k, warmup, steps, 0, 1)
+        return jnp.where(k < steps, value, end)  # exactly
 
     return _warmed(fall, peak, warmup, start, end, steps)
 
@@ -112,8 +102,10 @@ def warmup_inverse_sqrt(peak: float, warmup: int = 0, start: float = 0.0) -> opt
         peak, start: see `warmup_linear`.
         warmup: steps of linear rise, and the scale of the fall.
     """
-    scale = max(warmup, 1)
-    return _warmed(lambda k: peak / jnp.sqrt(1 + _since(k, warmup) / scale), peak, warmup, start)
+    w = max(warmup, 1)
+    return _warmed(
+        lambda k: peak / jnp.sqrt(1 + jnp.maximum(k - warmup, 0) / w), peak, warmup, start
+    )
 
 
 def warmup_inverse_time(
@@ -128,7 +120,7 @@ def warmup_inverse_time(
         scale: steps after the warm-up until the value is half the peak.
     """
     _check("warmup_inverse_time", "a number above 0", lambda x: 0 < x < math.inf, scale=scale)
-    return _warmed(lambda k: peak / (1 + _since(k, warmup) / scale), peak, warmup, start)
+    return _warmed(lambda k: peak / (1 + jnp.maximum(k - warmup, 0) / scale), peak, warmup, start)
 
 
 def warmup_stable_decay(
@@ -148,12 +140,9 @@ def warmup_stable_decay(
         peak, steps, warmup, start, end: see `warmup_linear`.
         decay: steps of the fall, which may not reach into the warm-up; a tenth of all by default.
     """
-    last = max(steps // 10, 1) if decay is None else decay
-    fall = functools.partial(_ramp, first=steps - last)
-    rate = _warmed(
-        lambda k: _ramp(k, steps - last, steps, peak, end), peak, warmup, start, end, steps
-    )
-    _check_whole("warmup_stable_decay", 1, steps - warmup, decay=last)
+    last = steps - (max(steps // 10, 1) if decay is None else decay)
+    rate = _warmed(lambda k: _ramp(k, last, steps, peak, end), peak, warmup, start, end, steps)
+    _check_whole("warmup_stable_decay", 1, steps - warmup, decay=steps - last)
     return rate
 
 
@@ -173,12 +162,10 @@ def step_decay(
         raise ValueError(f"step_decay: give one of at and every, got at={at}, every={every}")
     for before, drop in itertools.pairwise((0, *(at or ()))):
         _check_whole("step_decay", before + 1, at=drop)
-    if every is not None:
-        _check_whole("step_decay", 1, every=every)
+    _check_whole("step_decay", 1, every=1 if every is None else every)
 
     def fall(k):
-        drops = _passed(k, at) if every is None else k // every
-        return peak * factor ** drops.astype(float)
+        return peak * factor ** (_passed(k, at) if every is None else k // every)
 
     return _warmed(fall, peak)
 
@@ -194,18 +181,14 @@ def warm_restarts(
     Args:
         peak: value at each restart, the largest.
         period: steps of the first period.
-        multiplier: length of a period over that of the one before; 1, or at least 1.001.
+        multiplier: length of a period over that of the one before; 1, or from 1.001 to 1000.
         end: value approached at the end of each period.
     """
     _check_whole("warm_restarts", 1, period=period)
-    rule = "1 or a number of at least 1.001"
-    _check("warm_restarts", rule, lambda x: x == 1 or 1.001 <= x < math.inf, multiplier=multiplier)
+    rule = "1, or from 1.001 to 1000"
+    _check("warm_restarts", rule, lambda x: x == 1 or 1.001 <= x <= 1000, multiplier=multiplier)
     place = _place_in_period(period, multiplier)
-
-    def fall(k):
-        return _ramp(*place(k), peak, end, _half_cosine)
-
-    return _warmed(fall, peak, end=end)
+    return _warmed(lambda k: _ramp(*place(k), peak, end, _cosine), peak, end=end)
 
 
 def one_cycle(
@@ -229,11 +212,9 @@ def one_cycle(
     start = peak / 25 if start is None else start
     end = peak / 1e4 if end is None else end
     top = 3 * steps // 10 if warmup is None else warmup
-
-    def fall(k):
-        return _ramp(k, top, steps, peak, end, _half_cosine)
-
-    return _warmed(fall, peak, top, start, end, steps, shape=_half_cosine)
+    return _warmed(
+        lambda k: _ramp(k, top, steps, peak, end, _cosine), peak, top, start, end, steps, _cosine
+    )
 
 
 def scaled_by_batch_size(
@@ -254,13 +235,7 @@ def scaled_by_batch_size(
 
 
 def _warmed(
-    fall: Callable,
-    peak: float,
-    warmup: int = 0,
-    start: float = 0.0,
-    end: float = 0.0,
-    steps: int = LAST_STEP,
-    shape: Callable = lambda a: a,
+    fall: Callable, peak: Any, warmup=0, start=0.0, end=0.0, steps=LAST_STEP, shape=lambda a: a
 ) -> optax.Schedule:
     """The schedule `fall(k)` after a rise. Errors carry the name of the function around `fall`."""
     name = fall.__qualname__.partition(".")[0]
@@ -271,31 +246,39 @@ def _warmed(
     _check_whole(name, 0, steps, warmup=warmup)
 
     def rate(step):
-        k = jnp.maximum(jnp.asarray(step, jnp.result_type(step, jnp.int32)), 0)
-        return jnp.where(k < warmup, _ramp(k, 0, warmup, start, peak, shape), fall(k))
+        k = jnp.maximum(jnp.asarray(step, jnp.result_type(step, jnp.int_)), 0)
+        rise = _ramp(k, 0, warmup, start, peak, shape)
+        return jnp.where(k < warmup, rise, fall(k)).astype(float)
 
     return rate
 
 
-def _ahead(k: jax.Array, first: Any, last: Any) -> jax.Array:
-    """The share of the steps from first to last still to come: exactly 1 before, 0 after them."""
-    return (last - jnp.clip(k, first, last)).astype(float) / jnp.maximum(last - first, 1)
+def _ramp(k: jax.Array, first, last, x, y, shape=lambda a: a) -> jax.Array:
+    """Exactly x up to the step first and y from last on; between them a mix of the given shape."""
+    length = jnp.maximum(last - first, 1)
+    left = last - jnp.clip(k, first, last)
+    return jnp.where(left < length, y + shape(left / length) * (x - y), x)
 
 
-def _ramp(
-    k: jax.Array, first: Any, last: Any, x: Any, y: Any, shape: Callable = lambda a: a
-) -> jax.Array:
-    """Exactly x before, y after the steps from first to last, and a mix of them on the way."""
-    a = shape(_ahead(k, first, last))
-    return a * x + (1 - a) * y
-
-
-def _half_cosine(a: jax.Array) -> jax.Array:
+def _cosine(a: jax.Array) -> jax.Array:
     return jnp.sin(jnp.pi / 2 * a) ** 2  # (1 − cos π a) / 2
 
 
-def _since(k: jax.Array, first: int) -> jax.Array:
-    return (jnp.maximum(k, first) - first).astype(float)
+def _place_in_period(period: int, multiplier: float) -> Callable[[Any], tuple[Any, Any, Any]]:
+    """k -> (steps since the restart, 0, length of the period), exact for any step in float32."""
+    if multiplier == 1:
+        return lambda k: (k % period, 0, period)
+    restarts, length = [0.0], float(period)
+    while restarts[-1] <= LAST_STEP:
+        restarts.append(restarts[-1] + length)
+        length *= multiplier
+    starts, lengths = np.rint(restarts[:-1]), np.diff(np.rint(restarts))
+
+    def place(k):
+        i = _passed(k, starts) - 1
+        return k - jnp.asarray(starts, k.dtype)[i], 0, jnp.asarray(lengths)[i]
+
+    return place
 
 
 def _passed(k: jax.Array, steps: Any) -> jax.Array:
@@ -304,10 +287,8 @@ def _passed(k: jax.Array, steps: Any) -> jax.Array:
 
 
 def _check_whole(factory: str, low: int, high: int = LAST_STEP, **given) -> None:
-    def whole(x):
-        return isinstance(x, numbers.Integral) and low <= int(x) <= high
-
-    _check(factory, f"a whole number from {low} to {high}", whole, **given)
+    rule = f"a whole number from {low} to {high}"
+    _check(factory, rule, lambda x: isinstance(x, int | np.integer) and low <= x <= high, **given)
 
 
 def _check(factory: str, rule: str, holds: Callable, **given) -> None:

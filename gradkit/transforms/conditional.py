@@ -1,0 +1,46 @@
+"""Work that is done at some steps only, in place."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+PyTree = Any
+
+
+def run_if(pred: jax.Array, function: Callable, operand: PyTree, *context: PyTree) -> PyTree:
+    """Returns function(operand, *context) if `pred` is true, else the operand, not copied.
+
+    `jax.lax.cond` copies what a branch passes on, and on CPU runs a branch on one core. A loop of
+    no or one step works in place; derivatives, forward and reverse, are those of the `cond`.
+
+    Args:
+        pred: a scalar boolean.
+        function: maps a tree to one of the same structure, shapes and dtypes.
+        operand: the tree.
+        *context: trees that the function needs. It may close over more; what it makes of those
+            alone is computed in any case.
+    """
+    function, constants = jax.closure_convert(function, operand, *context)
+    return _looped(function, pred, operand, (*context, *constants))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _looped(function: Callable, pred: jax.Array, operand: PyTree, context: tuple) -> PyTree:
+    def body(carry):
+        pred, operand = carry
+        held = jax.lax.optimization_barrier((pred, context))[1]  # or XLA computes with it outside
+        return ~pred, function(operand, *held)
+
+    return jax.lax.while_loop(lambda carry: carry[0], body, (pred, operand))[1]
+
+
+@_looped.defjvp
+def _looped_jvp(function, primals, tangents):
+    def branched(pred, operand, context):
+        return jax.lax.cond(pred, lambda: function(operand, *context), lambda: operand)
+
+    return jax.jvp(branched, primals, tangents)
