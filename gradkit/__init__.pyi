@@ -65,6 +65,17 @@ from gradkit.transforms.precision import master_weights as master_weights
 from gradkit.transforms.precision import stochastic_rounding as stochastic_rounding
 from gradkit.transforms.proximal import project_max_norm as project_max_norm
 from gradkit.transforms.proximal import proximal_step as proximal_step
+from gradkit.transforms.schedules import one_cycle as one_cycle
+from gradkit.transforms.schedules import scaled_by_batch_size as scaled_by_batch_size
+from gradkit.transforms.schedules import step_decay as step_decay
+from gradkit.transforms.schedules import warm_restarts as warm_restarts
+from gradkit.transforms.schedules import warmup_cosine as warmup_cosine
+from gradkit.transforms.schedules import warmup_exponential as warmup_exponential
+from gradkit.transforms.schedules import warmup_inverse_sqrt as warmup_inverse_sqrt
+from gradkit.transforms.schedules import warmup_inverse_time as warmup_inverse_time
+from gradkit.transforms.schedules import warmup_linear as warmup_linear
+from gradkit.transforms.schedules import warmup_polynomial as warmup_polynomial
+from gradkit.transforms.schedules import warmup_stable_decay as warmup_stable_decay
 from gradkit.transforms.selection import by_path as by_path
 from gradkit.transforms.selection import masked as masked
 from gradkit.transforms.selection import partition as partition

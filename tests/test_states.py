@@ -98,12 +98,12 @@ def test_a_schedule_cannot_be_set_and_shows_its_present_value():
         gk.set_hyperparams(state, learning_rate=1.0)
 
 
-def test_hyperparameters_are_float32_whatever_the_parameters():
-    for low in (jnp.bfloat16, jnp.float16):
-        params = jax.tree.map(lambda x: x.astype(low), PARAMS)
-        found = gk.hyperparams(gk.adamw().init(params))
-        assert {value.dtype for value in found.values()} == {jnp.dtype("float32")}
-        assert found["b2"] == np.float32(0.999)
+@pytest.mark.parametrize("low", [jnp.bfloat16, jnp.float16])
+def test_hyperparameters_are_float32_whatever_the_parameters(low):
+    params = jax.tree.map(lambda x: x.astype(low), PARAMS)
+    found = gk.hyperparams(gk.adamw().init(params))
+    assert {value.dtype for value in found.values()} == {jnp.dtype("float32")}
+    assert found["b2"] == np.float32(0.999)
 
 
 def test_traced_hyperparameters_are_in_force_where_they_are_traced():

@@ -28,6 +28,7 @@ _KINDS = {
     "bool": "bool",
     "int": "int",
     "str": "text",
+    "Labels": "text",  # a pattern of paths
     "None": "null",
     "Schedule": "schedule",
     "ScalarOrSchedule": "rate",
@@ -208,7 +209,7 @@ def _entry_kind(function: Definition) -> str | None:
         return None
     if returned == "Schedule":
         return "schedule"
-    if not returned.startswith("GradientTransformation"):
+    if not returned.startswith(("GradientTransformation", "Link")):
         return None
     if node.name.startswith("scale_by_"):
         return "transformation"

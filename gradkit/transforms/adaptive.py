@@ -165,15 +165,15 @@ def scale_by_adam(
 
     def update(updates, state, params, h, **_):
         b1, rest = h.b1, h.complement("b1")
-        c1 = h.bias("b1", state.since) if bias_correction else 1
-        c2 = h.bias("b2", state.since) if bias_correction else 1
-        ahead = h.bias("b1", state.since - 1) if bias_correction else 1
+        since = (state.since, state.since, state.since - 1)
+        weights = [h.bias(b, s) for b, s in zip(("b1", "b2", "b1"), since, strict=True)]
+        c1, c2, ahead = (1 / c if bias_correction else 1 for c in weights)
         mu = _averaged(updates, state.mu, h, "b1")
         nu = _averaged_squares(updates, state.nu, h, "b2")
 
         def scaled(g, m, v):
-            m_hat = b1 * m / ahead + rest * wide(g) / c1 if nesterov else m / c1
-            return m_hat / (root(v / c2 + h.eps_root) + h.eps)
+            m_hat = ahead * b1 * m + c1 * rest * wide(g) if nesterov else c1 * m
+            return m_hat / (root(c2 * v + h.eps_root) + h.eps)
 
         return jax.tree.map(scaled, updates, mu, nu), _moments(state, mu, nu)
 

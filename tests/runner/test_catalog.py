@@ -98,7 +98,7 @@ def test_a_factory_that_returns_no_transformation_is_not_listed():
         ("optax.piecewise_constant_schedule", "boundaries_and_scales", "mapping", "None"),
         ("optax.lookahead", "fast_optimizer", "code", None),
         ("adam", "learning_rate", "rate", "1e-3"),
-        ("clip_by_global_norm", "max_norm", "number", None),
+        ("clip_by_global_norm", "max_norm", "rate", None),
     ],
 )
 def test_kind_and_default_of_a_parameter(name, argument, kind, default):
