@@ -11,7 +11,7 @@ from gradkit.runner.errors import UserError
 
 Problems = list[tuple[KeyPath, str]]
 
-_SCHEDULE = "a schedule such as {linear_schedule: {init_value: 0.1, ...}}"
+_SCHEDULE = "a schedule such as {warmup_cosine: {peak: 0.1, steps: 1000}}"
 _EXPECTED = {
     "bool": "true or false",
     "int": "a whole number",

@@ -206,6 +206,7 @@ def _update(setting: Setting) -> Callable[..., tuple[PyTree, dict[str, jax.Array
             "loss": point.value,
             "accuracy": tasks.accuracy(point.aux, batch),
             "gradient_norm": tree.norm(point.grad),
+            **{k: v for k, v in gk.hyperparams(opt_state).items() if k == "learning_rate"},
             **gk.metrics(opt_state),
         }
         return (params, opt_state), figures

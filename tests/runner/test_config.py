@@ -368,11 +368,26 @@ def test_a_config_without_an_optimizer(write):
             "\n  name: adamw\n  mask: true",
             "optimizer.mask: cannot be written in a config file; use the Python API",
         ),
-        ("\n  name: adam\n  b1: fast", "optimizer.b1: expected a number, got 'fast' (text)"),
-        ("\n  name: adam\n  b1: true", "optimizer.b1: expected a number, got true (truth value)"),
-        ("\n  name: adam\n  b1: .nan", "optimizer.b1: expected a number, got nan (number)"),
-        ("\n  name: adam\n  b1:", "optimizer.b1: expected a number, got nothing (null)"),
-        ("\n  name: adam\n  b1: {cosine_decay: {}}", "optimizer.b1: expected a number, got"),
+        (
+            "\n  name: optax.adam\n  learning_rate: 1\n  b1: fast",
+            "optimizer.b1: expected a number, got 'fast' (text)",
+        ),
+        (
+            "\n  name: optax.adam\n  learning_rate: 1\n  b1: true",
+            "optimizer.b1: expected a number, got true (truth value)",
+        ),
+        (
+            "\n  name: optax.adam\n  learning_rate: 1\n  b1: .nan",
+            "optimizer.b1: expected a number, got nan (number)",
+        ),
+        (
+            "\n  name: optax.adam\n  learning_rate: 1\n  b1:",
+            "optimizer.b1: expected a number, got nothing (null)",
+        ),
+        (
+            "\n  name: optax.adam\n  learning_rate: 1\n  b1: {cosine_decay: {}}",
+            "optimizer.b1: expected a number, got",
+        ),
         (
             "\n  name: adam\n  nesterov: yes",
             "optimizer.nesterov: expected true or false, got 'yes' (text)",

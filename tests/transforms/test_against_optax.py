@@ -50,12 +50,25 @@ PAIRS = {
     ),
     "clip_by_global_norm": (gk.clip_by_global_norm(1.0), optax.clip_by_global_norm(1.0)),
     "clip": (gk.clip(0.3), optax.clip(0.3)),
-    "ema": (gk.ema(0.9), optax.ema(0.9)),
-    "ema, biased": (gk.ema(0.9, False), optax.ema(0.9, False)),
-    "heavy_ball": (gk.heavy_ball(0.9), optax.trace(0.9)),
-    "learning rate": (
-        gk.scale_by_learning_rate(SCHEDULE, flip_sign=False),
-        optax.scale_by_learning_rate(SCHEDULE, flip_sign=False),
+    "adaptive_grad_clip": (
+        gk.adaptive_grad_clip(0.1, eps=0.5),
+        optax.adaptive_grad_clip(0.1, eps=0.5),
+    ),
+    "adagrad": (gk.adagrad(0.1), optax.adagrad(0.1)),
+    "adagrad, from zero": (gk.adagrad(0.1, 0.0, 1e-3), optax.adagrad(0.1, 0.0, 1e-3)),
+    "adadelta": (gk.adadelta(), optax.adadelta(1.0)),
+    "adadelta, decay": (
+        gk.adadelta(0.5, 0.95, 1e-4, 0.1, {"a": True, "b": False}),
+        optax.adadelta(0.5, 0.95, 1e-4, 0.1, {"a": True, "b": False}),
+    ),
+    "proximal step": (gk.proximal_step(0.1), optax.sgd(0.1)),
+    "apply_if_finite": (
+        gk.apply_if_finite(gk.adam(0.01), 3),
+        optax.apply_if_finite(optax.adam(0.01), 3),
+    ),
+    "masked, kept": (
+        gk.masked(gk.sgd(0.1), {"a": True, "b": False}, unselected="keep"),
+        optax.masked(optax.sgd(0.1), {"a": True, "b": False}),
     ),
 }
 
