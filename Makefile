@@ -22,6 +22,7 @@ lint: env
 
 benchmarks: env
 	$(BIN)/python benchmarks/step_and_hvp.py
+	$(BIN)/python benchmarks/update.py
 
 # The contract and flow tests with the newest JAX, on a newer Python where the machine has one.
 newest:

@@ -99,7 +99,7 @@ def set_hyperparams(state: PyTree, **values: Any) -> PyTree:
         >>> tx.update(jnp.ones(2), state)[0]
         Array([-0.25, -0.25], dtype=float32)
     """
-    paths, structure = jax.tree_util.tree_flatten_with_path(state)
+    paths, structure = jax.tree_util.tree_flatten_with_path(state, is_leaf=_driven)
     leaves = [leaf for _, leaf in paths]
     known = {index: names for index, (path, _) in enumerate(paths) if (names := _hyperparam(path))}
     for name, value in values.items():
@@ -107,7 +107,7 @@ def set_hyperparams(state: PyTree, **values: Any) -> PyTree:
         if len(fitting) != 1:
             raise ValueError(_not_one(name, [".".join(known[i]) for i in fitting], state))
         path, old = paths[fitting[0]]
-        if _is_driven(path, [p for p, _ in paths]):
+        if _driven(old) or _scheduled_by_optax(path, [p for p, _ in paths]):
             raise ValueError(
                 f"set_hyperparams: {name} follows a schedule or a traced value, which would "
                 "overwrite it at the next update; build the optimizer with a number to set it"
@@ -139,7 +139,8 @@ def metrics(state: PyTree) -> dict[str, jax.Array]:
             continue
         for name, value in node.metrics().items():
             seen[name] += 1
-            collected[name if seen[name] == 1 else f"{name}_{seen[name]}"] = value
+            (scalar,) = jax.tree.leaves(value)  # out of flax's variables too
+            collected[name if seen[name] == 1 else f"{name}_{seen[name]}"] = scalar
     return collected
 
 
@@ -238,8 +239,7 @@ def _hyperparam(path: KeyPath) -> tuple[str, ...] | None:
         field, key = path[index : index + 2]
         inside = isinstance(field, GetAttrKey) and field.name == "hyperparams"
         if inside and isinstance(key, DictKey):
-            members = (tree.path_name((part,)) for part in path[:index])
-            return *(m for m in members if m not in _TRANSPARENT), str(key.key)
+            return *_members(path[:index]), str(key.key)
     return None
 
 
@@ -259,11 +259,12 @@ def _not_one(name: str, fitting: list[str], state: PyTree) -> str:
     )
 
 
-def _is_driven(path: KeyPath, paths: list[KeyPath]) -> bool:
-    """Whether a hyperparameter is a `Driven` one, or one that optax computes from a schedule."""
-    if isinstance(path[-1], GetAttrKey):
-        return True
-    stateful = (*path[:-2], GetAttrKey("hyperparams_states"), path[-1])
+def _scheduled_by_optax(path: KeyPath, paths: list[KeyPath]) -> bool:
+    """Whether `optax.inject_hyperparams` computes the hyperparameter from a schedule."""
+    stateful = tuple(
+        GetAttrKey("hyperparams_states") if key == GetAttrKey("hyperparams") else key
+        for key in path
+    )
     return any(other[: len(stateful)] == stateful for other in paths)
 
 
@@ -277,14 +278,21 @@ def _nodes(node: PyTree) -> Iterator[PyTree]:
 
 
 def _named_leaves(state: PyTree) -> dict[str, Any]:
-    def name(path):
-        parts = [tree.path_name((part,)) for part in path]
-        return ".".join(part for part in parts if part not in _TRANSPARENT)
-
     leaves, _ = jax.tree_util.tree_flatten_with_path(
-        jax.tree.map(lambda x: x.value if isinstance(x, Driven) else x, state, is_leaf=_driven)
+        jax.tree.map(lambda x: x.value if _driven(x) else x, state, is_leaf=_driven)
     )
-    return {name(path): leaf for path, leaf in leaves}
+    named = {".".join(_members(path)): leaf for path, leaf in leaves}
+    if len(named) < len(leaves):
+        seen = collections.Counter(".".join(_members(path)) for path, _ in leaves)
+        twice = ", ".join(name for name, count in seen.items() if count > 1)
+        raise ValueError(f"to_flat_dict: two leaves have the same dotted path: {twice}")
+    return named
+
+
+def _members(path: KeyPath) -> list[str]:
+    """The keys of a path as text, without the fields that only wrap."""
+    wrapping = [isinstance(key, GetAttrKey) and key.name in _TRANSPARENT for key in path]
+    return [tree.path_name((key,)) for key, no in zip(path, wrapping, strict=True) if not no]
 
 
 def _driven(node: Any) -> bool:

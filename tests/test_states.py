@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import gradkit as gk
 from gradkit.states import Driven
@@ -219,3 +220,21 @@ def test_optax_finds_its_way_in_a_state():
     state = gk.chain(gk.clip(1.0), gk.adam(0.1)).init(PARAMS)
     assert optax.tree.get(state, "mu")["w"].shape == (3, 2)
     assert optax.tree.get(state, "learning_rate") == pytest.approx(0.1)
+
+
+def test_names_that_collide_are_refused_and_keys_of_the_users_own_are_kept():
+    tree = {"memory": {"w": jnp.ones(2)}, "w": jnp.zeros(2)}
+    loaded = gk.from_flat_dict(gk.to_flat_dict(tree), tree)
+    np.testing.assert_array_equal(loaded["memory"]["w"], 1.0)
+    with pytest.raises(ValueError, match=r"two leaves have the same dotted path: a\.b"):
+        gk.to_flat_dict({"a.b": jnp.ones(1), "a": {"b": jnp.ones(1)}})
+
+
+def test_states_within_flax_variables_are_set_and_read():
+    model = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
+    tx = gk.chain(gk.clip_by_global_norm(1.0), gk.sgd(0.5))
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    optimizer.opt_state = gk.set_hyperparams(optimizer.opt_state, learning_rate=0.25)
+    assert gk.hyperparams(optimizer.opt_state)["learning_rate"] == 0.25
+    optimizer.update(model, nnx.state(model, nnx.Param))
+    assert isinstance(gk.metrics(optimizer.opt_state)["norm_before_clipping"], jax.Array)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike, DTypeLike
 
+from gradkit import tree
 from gradkit.transforms.conditional import run_if
 from gradkit.transforms.link import Link, as_link, link
 from gradkit.tree import wide, wide_zeros
@@ -17,10 +18,10 @@ PyTree = Any
 
 
 class AccumulationState(NamedTuple):
-    """The weighted sum of the gradients since the last emitted update.
+    """The weighted sum of the `micro_step` gradients since the last emitted update.
 
-    `micro_step`: how many. `examples`: their total weight. `emitted`: updates of the inner
-    transformation so far, its own step.
+    `examples`: their total weight. `emitted`: updates of the inner transformation so far, its own
+    step. At micro-step 0 the sum is not cleared but ignored: its memory holds the last update.
     """
 
     inner: PyTree
@@ -49,7 +50,7 @@ def accumulate(
     Differs: `optax.MultiSteps` runs the inner transformation at every micro-batch and drops the
     result, and is not a transformation.
 
-    Cost: one tree of memory; a micro-batch reads and writes it once.
+    Cost: one tree of memory, in which the emitted update is computed too.
 
     Args:
         inner: the transformation.
@@ -74,28 +75,33 @@ def accumulate(
 
     def update(updates, state, params, h, *, examples=None, **extra):
         n = jnp.asarray(1 if examples is None else examples, state.examples.dtype)
-        weight = state.examples + n
-
+        first = state.micro_step == 0
         total = jax.tree.map(
-            lambda s, g: (wide(s) + n * wide(g)).astype(s.dtype), state.gradients, updates
+            lambda s, g: (jnp.where(first, 0, wide(s)) + n * wide(g)).astype(s.dtype),
+            *(state.gradients, updates),
         )
-        due = state.micro_step + 1 >= every
+        weight = jnp.where(first, 0, state.examples) + n
 
-        def emit(carry, params, weight, emitted, traced):
-            _, inner, gradients = carry
-            mean = jax.tree.map(lambda s: wide(s) / weight, gradients)
+        def emit(room, inner, sums, params, weight, emitted, traced):
+            mean = jax.tree.map(lambda s: wide(s) / weight, room if sums is None else sums)
             seen = extra | traced | ({"grad": mean} if "grad" in extra else {})
-            step, following = part.advance(mean, inner, params, emitted, seen)
-            return step, following, jax.tree.map(jnp.zeros_like, gradients)
+            return part.advance(mean, inner, params, emitted, seen)
 
         context = params, weight, state.emitted, _traced(extra)
-        like = jax.eval_shape(emit, (None, state.inner, total), *context)[0]
-        none = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
-        step, following, kept = run_if(due, emit, (none, state.inner, total), *context)
-        return step, AccumulationState(
+        shapes = jax.eval_shape(emit, None, state.inner, total, *context)[0]
+        fits = tree.shapes(total) == tree.shapes(shapes)  # then the step may overwrite the sum
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        due = state.micro_step + 1 >= every
+        step, following = run_if(
+            due,
+            lambda carry, *held: emit(*carry, *held),
+            (total if fits else zeros, state.inner),
+            *(None if fits else total, *context),
+        )
+        return jax.tree.map(lambda u: jnp.where(due, u, 0), step), AccumulationState(
             inner=following,
-            gradients=kept,
-            examples=jnp.where(due, 0, weight),
+            gradients=step if fits else total,
+            examples=weight,
             micro_step=jnp.where(due, 0, state.micro_step + 1),
             emitted=jnp.where(due, optax.safe_increment(state.emitted), state.emitted),
         )

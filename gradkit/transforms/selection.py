@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.tree_util import GetAttrKey
 
 from gradkit import tree
 from gradkit.states import did_you_mean
@@ -230,7 +231,8 @@ def _matched(rule: Mapping[str, Hashable], paths: list[str]) -> list:
 
 
 def _path(path: tuple) -> str:
-    return tree.path_name(path).removesuffix(".value")  # flax.nnx wraps each leaf in a variable
+    wrapped = path[-1:] == (GetAttrKey("value"),)  # flax.nnx wraps each leaf in a variable
+    return tree.path_name(path[:-1] if wrapped else path)
 
 
 def _within(

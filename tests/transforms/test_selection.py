@@ -204,3 +204,9 @@ def test_a_pattern_of_paths_masks_the_decay():
     kernel = expected["encoder"]["kernel"] - 0.05 * PARAMS["encoder"]["kernel"]
     np.testing.assert_allclose(updates["encoder"]["kernel"], kernel, rtol=1e-6)
     np.testing.assert_allclose(updates["head"][0], expected["head"][0], rtol=1e-6)
+
+
+def test_a_key_called_value_is_part_of_the_path():
+    params = {"attention": {"query": jnp.ones(2), "value": jnp.ones(2)}}
+    labels = gk.by_path({"*.value": "a", "*.query": "b"})(params)
+    assert labels == {"attention": {"query": "b", "value": "a"}}
