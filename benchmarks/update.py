@@ -99,8 +99,6 @@ def ours(kind):
 
 
 def stacked(kind):
-    if kind == ACCUMULATED:
-        return gk.accumulate(gk.stack_small_leaves(ours(PLAIN)), MICRO_BATCHES)
     return gk.stack_small_leaves(ours(kind))
 
 

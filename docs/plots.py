@@ -22,6 +22,8 @@ FOLDER = Path(__file__).parent / "methods"
 BLUE, RED, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 AMBER, SKY, GRAY = "#E69F00", "#56B4E9", "#999999"
 PAPER, TEXT = "#ffffff", "#1b1f24"
+BOX = {"frameon": True, "facecolor": PAPER, "edgecolor": "none", "framealpha": 1}
+DASHED, DOTTED = (0, (4, 3)), (0, (2, 3))
 
 
 def momentum() -> Figure:
@@ -43,7 +45,7 @@ def momentum() -> Figure:
         theta, _ = path(tx, slope, jnp.float32(1.0), 80)
         left.plot(theta, color=color, label=f"gk.{name}")
     left.axhline(0, color=INK, linewidth=0.6)
-    left.axvline(fall, color=GRAY, linewidth=0.8, linestyle=(0, (4, 3)))
+    left.axvline(fall, color=GRAY, linewidth=0.8, linestyle=DASHED)
     left.annotate("rate × 0.1", (fall, 0.97), xytext=(4, 0), textcoords="offset points", fontsize=8)
     left.set(xlabel="step", ylabel="θ [param]")
     left.set_title("When the rate falls, velocity coasts on,\nheavy_ball slows down at once")
@@ -67,7 +69,7 @@ def momentum() -> Figure:
     right.set(xlabel="θ₁ [param]", ylabel="θ₂ [param]")
     right.grid(visible=False)
     right.set_title("The points nesterov looks ahead to are\nthe path of the one-evaluation form")
-    right.legend()
+    right.legend(**BOX)
     return figure
 
 
@@ -80,16 +82,16 @@ def adaptive() -> Figure:
     corrected = gk.scale_by_rms(bias_correction=True)
     shown = {
         "Adam, no bias correction": (BLUE, "-", adam(bias_correction=False)),
-        "Adam": (BLUE, (0, (4, 2)), adam()),
+        "Adam": (BLUE, DASHED, adam()),
         "RMSProp (no bias correction)": (RED, "-", gk.scale_by_rms()),
-        "RMSProp, bias correction": (RED, (0, (2, 3)), corrected),
+        "RMSProp, bias correction": (RED, DOTTED, corrected),
     }
     for name, (color, dashes, tx) in shown.items():
         u = updates(tx, jnp.ones(1000))
         left.plot(1 + np.arange(1000), u, color=color, linestyle=dashes, label=name)
-    left.set(xlabel="step", ylabel="step / η", xscale="log", ylim=(0, 7.4))
-    left.set_title("Without bias correction the first steps\nare up to 6.6 times too long (g = 1)")
-    left.legend()
+    left.set(xlabel="step", ylabel="step / η", xscale="log", ylim=(0, 9.9))
+    left.set_title("Without bias correction the first steps\nare up to 6.6 times as long (g = 1)")
+    left.legend(loc="upper right")
 
     before, after = 2000, 20_000
     gradient = jnp.where(jnp.arange(before + after) < before, 1.0, 0.01)
@@ -104,9 +106,11 @@ def adaptive() -> Figure:
         u = updates(tx, gradient)
         right.plot(kept, u[before + kept - 1] / u[before - 1], color=color, label=name)
     right.set(xlabel="steps since the fall", ylabel="step / step before the fall")
-    right.set(xscale="log", yscale="log")
-    right.set_title("After the gradient falls from 1 to 0.01,\nthe memory of r sets the way back")
-    right.legend(loc="lower right", bbox_to_anchor=(1, 0.12))
+    right.set(xscale="log", yscale="log", ylim=(2.2e-3, 1.4))
+    right.set_title(
+        "After the gradient falls from 1 to 0.01,\nthe memory of g² sets how long it takes"
+    )
+    right.legend(loc="lower center", ncols=2)
     return figure
 
 
@@ -118,9 +122,9 @@ def clipping() -> Figure:
     rng = np.random.default_rng(2)
     params = {"kernel": rng.normal(size=(8, 4)) / np.sqrt(8), "bias": np.zeros(4)}
     params = jax.tree.map(jnp.float32, params)
-    sizes = 0.15 * rng.standard_t(1.5, size=70)
+    sizes = 0.15 * rng.standard_t(1.5, size=36)
     draws = {
-        name: jnp.float32(sizes.reshape(-1, *[1] * p.ndim) * rng.normal(size=(70, *p.shape)))
+        name: jnp.float32(sizes.reshape(-1, *[1] * p.ndim) * rng.normal(size=(36, *p.shape)))
         for name, p in params.items()
     }
     clips = {
@@ -131,7 +135,7 @@ def clipping() -> Figure:
     }
     norms = jax.vmap(optax.global_norm)
     lengths = norms(draws)
-    left.plot([0.05, 30], [0.05, 30], color=GRAY, linewidth=0.8, linestyle=(0, (4, 3)))
+    left.plot([0.05, 30], [0.05, 30], color=GRAY, linewidth=0.8, linestyle=DASHED)
     left.annotate(
         "unchanged", (12, 12), xytext=(-6, 0), textcoords="offset points", ha="right", fontsize=8
     )
@@ -150,7 +154,7 @@ def clipping() -> Figure:
     left.set(xscale="log", yscale="log", xlim=(0.05, 30), ylim=(0.05, 30))
     left.set(xlabel="norm before [loss/param]", ylabel="norm after [loss/param]")
     left.set_title("Only the global norm bounds\nthe whole gradient by the number given")
-    left.legend(loc="upper left")
+    left.legend(loc="upper left", **BOX)
     _cliff(right)
     return figure
 
@@ -163,26 +167,22 @@ def _cliff(axes) -> None:
         x, _ = jax.lax.scan(lambda x, _: (w * jax.nn.sigmoid(x) + b, None), 0.5, length=50)
         return (jax.nn.sigmoid(x) - 0.7) ** 2
 
-    start = jnp.array([5.6, -2.25])
+    start, steps = jnp.array([4.8, -2.0]), 40
     runs = {
-        "no clipping": (RED, gk.sgd(0.05)),
-        "clip_by_global_norm(0.5)": (BLUE, gk.chain(gk.clip_by_global_norm(0.5), gk.sgd(0.05))),
+        "no clipping": (RED, gk.sgd(0.5)),
+        "clip_by_global_norm(0.2)": (BLUE, gk.chain(gk.clip_by_global_norm(0.2), gk.sgd(0.5))),
     }
-    contours(axes, error, (4.5, 7.0), (-3.2, -1.8))
+    contours(axes, error, (4.1, 5.0), (-2.5, -1.6))
     for name, (color, tx) in runs.items():
-        theta, _ = path(tx, error, start, 60)
+        theta, _ = path(tx, error, start, steps)
         axes.plot(*theta.T, color=color, label=name, marker="o", markersize=2.5, linewidth=1)
-        print(
-            name,
-            theta[:, 0].min(),
-            theta[:, 0].max(),
-            theta[:, 1].min(),
-            theta[:, 1].max(),
-            error(theta[-1]),
-        )
+        if name == "no clipping":
+            out = theta[np.argmax(theta[:, 0])]
+    axes.annotate(f"to ({out[0]:.1f}, {out[1]:.1f})", (4.705, -1.83), fontsize=8)
     axes.set(xlabel="w [param]", ylabel="b [param]")
     axes.grid(visible=False)
-    axes.legend()
+    axes.set_title("At the edge of a cliff one plain step\nleads far away, clipped ones stay near")
+    axes.legend(loc="upper left", **BOX)
 
 
 def decay() -> Figure:
@@ -200,15 +200,19 @@ def decay() -> Figure:
         return jnp.sum((X @ theta - y) ** 2) / 2
 
     falling = gk.warmup_linear(0.02, 1500)
-    adam, rate, decayed = gk.scale_by_adam(), gk.scale_by_learning_rate, gk.add_decayed_weights
+    adam, rate, decayed = (
+        gk.scale_by_adam(b2=0.9),
+        gk.scale_by_learning_rate,
+        gk.add_decayed_weights,
+    )
     rules = {
         "L2 before Adam: all weights\nby one factor, none to zero": (
             "weight_decay",
             gk.chain(decayed(0.0), adam, rate(falling)),
         ),
-        "Decoupled (AdamW): the largest\nweights only, held below 1/w": (
+        "Decoupled (AdamW): cuts off the\nlargest at 1/w, leaves the others": (
             "weight_decay",
-            gk.adamw(falling, weight_decay=0.0),
+            gk.adamw(falling, b2=0.9, weight_decay=0.0),
         ),
         "L1 by a proximal step:\none after the other to exact zero": (
             "l1",
@@ -263,8 +267,8 @@ def schedules() -> Figure:
             "multiplier=2": gk.warm_restarts(1.0, 15, 2.0),
         },
         "scaled_by_batch_size": {
-            "256": gk.warmup_cosine(0.5, 100, **(rise | {"start": 0.05})),
-            "512": gk.scaled_by_batch_size(
+            "256 examples": gk.warmup_cosine(0.5, 100, **(rise | {"start": 0.05})),
+            "512 examples": gk.scaled_by_batch_size(
                 gk.warmup_cosine(0.5, 100, **(rise | {"start": 0.05})), 512
             ),
         },
@@ -272,8 +276,14 @@ def schedules() -> Figure:
     figure = Figure(figsize=(8.8, 5.6), layout="constrained")
     panels = figure.subplots(3, 4, sharex=True, sharey=True)
     for axes, (name, rates) in zip(panels.flat, table.items(), strict=False):
+        jumps = name in ("step_decay", "warm_restarts")
+        at = k if jumps else np.union1d(k[::3], [70, 97, 98, 99, 100])
         for color, (label, rate) in zip((BLUE, RED), rates.items(), strict=False):
-            axes.plot(k, np.asarray(rate(k)), color=color, label=label, linewidth=1.3)
+            style = {
+                "linewidth": 1.3,
+                "drawstyle": "steps-post" if name == "step_decay" else "default",
+            }
+            axes.plot(at, np.asarray(rate(at)), color=color, label=label, **style)
         axes.set_title(name)
         if len(rates) > 1:
             axes.legend()
@@ -281,21 +291,17 @@ def schedules() -> Figure:
     values = jnp.float32(0.3 + np.exp(-k / 8))
     tx = gk.reduce_on_plateau(factor=0.5, patience=10, rtol=0.01)
     scales = updates(tx, jnp.ones(121), values)
-    axes.plot(k, values, color=GRAY, label="value", linewidth=1.3)
-    axes.plot(k, scales, color=BLUE, label="scale", linewidth=1.3)
+    axes.plot(k[::3], values[::3], color=GRAY, label="value", linewidth=1.3)
+    axes.plot(k, scales, color=BLUE, label="scale", linewidth=1.3, drawstyle="steps-post")
     axes.set_title("reduce_on_plateau")
     axes.legend()
-    axes.set(ylim=(0, 1.35), xlim=(0, 120), xticks=(0, 50, 100))
+    axes.set(ylim=(0, 1.55), xlim=(0, 120), xticks=(0, 50, 100))
     for axes in panels[-1]:
         axes.set_xlabel("step")
     for axes in panels[:, 0]:
         axes.set_ylabel("value / peak")
-    figure.suptitle(
-        "All but two schedules end or fall within the steps given; numbers for 100 steps",
-        fontsize=10,
-        x=0.01,
-        ha="left",
-    )
+    title = "Six schedules end after the steps given, here 100; the others go on"
+    figure.suptitle(title, fontsize=10, x=0.01, ha="left")
     return figure
 
 
@@ -309,31 +315,31 @@ def composition() -> Figure:
         "master_weights": (BLUE, gk.master_weights(small)),
         "stochastic_rounding": (GREEN, gk.chain(small, gk.stochastic_rounding(0))),
     }
-    exact, _ = path(small, jnp.sum, jnp.ones(count), steps)
+    slopes = jnp.linspace(0.5, 1.5, count + 1)  # the steps of each parameter are of another size
+
+    def loss(theta):
+        return jnp.sum(slopes * theta)
+
+    exact, _ = path(small, loss, jnp.ones(count + 1), steps)
     k = np.arange(steps + 1)
-    left.plot(k, exact[:, 0], color=GRAY, label="float32", linewidth=1, zorder=3)
+    left.plot(k, exact[:, count // 2], color=GRAY, label="float32", linewidth=1, zorder=3)
     for name, (color, tx) in rules.items():
-        theta, _ = path(tx, jnp.sum, jnp.ones(count, jnp.bfloat16), steps)
-        left.plot(k, theta[:, 0], color=color, label=name, linewidth=1.2)
+        theta, _ = path(tx, loss, jnp.ones(count + 1, jnp.bfloat16), steps)
+        left.plot(k, theta[:, count // 2], color=color, label=name, linewidth=1.2)
+        if name == "stochastic_rounding":
+            others = theta[:, count // 2 + np.array([-2, -1, 1, 2])]
+            left.plot(k, others, color=color, linewidth=0.5, alpha=0.8)
         error = np.sqrt(np.mean((theta - exact) ** 2, axis=1))
         kept = np.unique(np.geomspace(1, steps, 120).astype(int))
         right.plot(kept, error[kept], color=color, label=name)
-    left.set(xlabel="step", ylabel="one parameter [param]")
+    left.set(xlabel="step", ylabel="parameter [param]")
     left.set_title("Steps of 1e-4 are lost in bfloat16,\nunless kept or drawn")
     left.legend()
-    right.axhline(2**-9, color=GRAY, linewidth=0.8, linestyle=(0, (4, 3)))
-    right.annotate(
-        "half a unit in the last place",
-        (1, 2**-9),
-        xytext=(0, 4),
-        textcoords="offset points",
-        fontsize=8,
-    )
+    style = {"color": GRAY, "linewidth": 0.8, "linestyle": DASHED}
+    right.axhline(2**-9, label="half a unit in the last place", **style)
     right.set(xscale="log", yscale="log", xlabel="step")
     right.set_ylabel("RMS distance from float32 [param]")
-    right.set_title(
-        "Master weights stay within half a unit;\nrounding at random strays like √steps"
-    )
+    right.set_title("Master weights stay within half a unit;\nrandom rounding strays like √steps")
     right.legend()
     return figure
 
@@ -368,7 +374,7 @@ def updates(tx, gradients: jax.Array, values: jax.Array | None = None) -> np.nda
 
 def contours(axes, loss: Callable, x: tuple, y: tuple) -> None:
     """Level lines of a loss of two parameters."""
-    grid = np.meshgrid(np.linspace(*x, 60), np.linspace(*y, 60))
+    grid = np.meshgrid(np.linspace(*x, 45), np.linspace(*y, 45))
     heights = jax.vmap(jax.vmap(loss))(jnp.stack(jnp.float32(grid), axis=-1))
     axes.contour(*grid, np.asarray(heights), 10, colors=GRAY, linewidths=0.5, alpha=0.7)
     axes.set(xlim=x, ylim=y)
