@@ -73,6 +73,23 @@ def shapes(domain: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), domain)
 
 
+def differences(expected: PyTree, got: PyTree) -> list[str]:
+    """Returns a line for each leaf whose path or shape differs; none where they are alike."""
+    wanted, came = (
+        {path_name(path): jnp.shape(x) for path, x in jax.tree_util.tree_leaves_with_path(t)}
+        for t in (expected, got)
+    )
+    return [
+        f"  {name or 'the leaf'}: expected {_shape(wanted.get(name))}, got {_shape(came.get(name))}"
+        for name in {**wanted, **came}
+        if wanted.get(name) != came.get(name)
+    ]
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "no leaf" if shape is None else f"shape {shape}"
+
+
 def path_name(path: tuple) -> str:
     """Returns a leaf's path as dotted text, such as `layers.0.kernel`."""
     return jax.tree_util.keystr(path, simple=True, separator=".")

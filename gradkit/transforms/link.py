@@ -67,6 +67,7 @@ class Link(optax.GradientTransformationExtraArgs):
 
         def update(updates, state, params=None, **extra):
             check_state(state, (*names, "step"))
+            _check_alike(updates, params)
             inner = state[0] if members is None else parts(*state[:-1])
             following, inner = advance(updates, inner, params, state[-1], extra)
             inner = (inner,) if members is None else inner
@@ -257,6 +258,20 @@ def check_state(state: Any, names: tuple[str, ...]) -> None:
         raise ValueError(
             f"the state must be what this transformation's own init returned, with the fields "
             f"({', '.join(names)}); got {what}"
+        )
+
+
+def _check_alike(updates: PyTree, params: PyTree) -> None:
+    if params is None:
+        return
+    leaves, structure = jax.tree.flatten(params)
+    same = structure == jax.tree.structure(updates) and all(
+        jnp.shape(p) == jnp.shape(u) for p, u in zip(leaves, jax.tree.leaves(updates), strict=True)
+    )
+    if not same and (lines := tree.differences(params, updates)):
+        more = ["  ..."] * (len(lines) > 8)
+        raise ValueError(
+            "update: the updates must be a tree like the parameters\n" + "\n".join(lines[:8] + more)
         )
 
 

@@ -276,3 +276,12 @@ def test_states_are_sharded_like_the_parameters_in_both_modes():
 def test_shardings_need_parameters_that_have_one():
     with pytest.raises(ValueError, match="w has no sharding; expected arrays"):
         gk.state_shardings(gk.adam(), {"w": np.ones(3)})
+
+
+def test_gradients_that_are_not_like_the_parameters_are_refused_leaf_by_leaf():
+    tx = gk.adam()
+    state = tx.init(PARAMS)
+    with pytest.raises(ValueError, match=r"w: expected shape \(2, 2\), got shape \(2,\)"):
+        tx.update({"w": jnp.ones(2), "b": PARAMS["b"]}, state, PARAMS)
+    with pytest.raises(ValueError, match=r"b: expected shape \(\), got no leaf\n  v: expected no"):
+        tx.update({"w": PARAMS["w"], "v": jnp.ones(1)}, state, PARAMS)
