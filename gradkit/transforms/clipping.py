@@ -110,7 +110,9 @@ def adaptive_grad_clip(
     out (`(in, out)`, `(height, width, in, out)`); a leaf with at most one axis is one unit.
 
     Source: Brock, De, Smith & Simonyan (2021), equation 3.
-    Differs: from optax in that the norms are accumulated in float32 at least.
+    Differs: from optax in that the norms are accumulated in float32 at least, and in the units of a
+    leaf with three axes, where optax takes the norm along the first alone, and of shape (1, n),
+    which is one unit there.
 
     Cost: one more pass over the updates and one over the parameters.
 
@@ -147,9 +149,11 @@ def unit_norms(x: jax.Array, axis: int | tuple[int, ...] | None = None) -> jax.A
 
 
 def _factor(norm: jax.Array, limit: jax.Array) -> jax.Array:
-    """What to multiply by; a NaN norm counts as too large, and makes the factor NaN."""
-    above = ~(norm <= limit)
-    return jnp.where(above, limit / jnp.where(above, norm, 1), 1)
+    """What to multiply by: 1, c/‖g‖ if that is less, NaN for a norm that is not finite."""
+    above = norm > limit
+    return jnp.where(
+        jnp.isfinite(norm), jnp.where(above, limit / jnp.where(above, norm, 1), 1), jnp.nan
+    )
 
 
 def _share(clipped: PyTree) -> ClippedState:
