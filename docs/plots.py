@@ -1,7 +1,4 @@
-"""The figures of docs/methods: `python docs/plots.py` writes them.
-
-Every number is gradkit's own. The same versions on the same machine give the same bytes.
-"""
+"""The figures of docs/methods, of gradkit's own numbers: `python docs/plots.py` writes them."""
 
 from __future__ import annotations
 
