@@ -26,7 +26,7 @@ _TRANSPARENT = {"memory", "inner", "inner_state"}  # fields that only wrap: no p
 
 
 class Driven(NamedTuple):
-    """The present value of a hyperparameter that follows a schedule, or a traced value."""
+    """The present value of a hyperparameter that follows a schedule or an array."""
 
     value: jax.Array
 
@@ -35,7 +35,7 @@ class LinkState(NamedTuple):
     """One link's hyperparameters in force, and what it remembers. The fields of both are its own.
 
     Attributes:
-        hyperparams: name -> scalar, in float32 at least; a `Driven` scalar for a schedule.
+        hyperparams: name -> scalar, in float32 at least; a `Driven` one for a schedule.
         memory: whatever the link remembers of the updates before, a NamedTuple or nothing.
     """
 
@@ -89,8 +89,8 @@ def set_hyperparams(state: PyTree, **values: Any) -> PyTree:
             preceded by enough of its members to be unique: `**{"hidden.learning_rate": 0.1}`.
 
     Raises:
-        ValueError: a name is unknown, ambiguous, or follows a schedule, which would overwrite it at
-            the next update; the message has the names there are.
+        ValueError: a name is unknown, ambiguous, or follows a schedule or an array, which would
+            overwrite it at the next update; the message has the names there are.
 
     Example:
         >>> import jax.numpy as jnp, gradkit as gk
@@ -103,14 +103,15 @@ def set_hyperparams(state: PyTree, **values: Any) -> PyTree:
     leaves = [leaf for _, leaf in paths]
     known = {index: names for index, (path, _) in enumerate(paths) if (names := _hyperparam(path))}
     for name, value in values.items():
-        fitting = [i for i, names in known.items() if _means(name, names)]
+        exact = [i for i, names in known.items() if ".".join(names) == name]
+        fitting = exact or [i for i, names in known.items() if _means(name, names)]
         if len(fitting) != 1:
             raise ValueError(_not_one(name, [".".join(known[i]) for i in fitting], state))
         path, old = paths[fitting[0]]
         if _driven(old) or _scheduled_by_optax(path, [p for p, _ in paths]):
             raise ValueError(
-                f"set_hyperparams: {name} follows a schedule or a traced value, which would "
-                "overwrite it at the next update; build the optimizer with a number to set it"
+                f"set_hyperparams: {name} follows a schedule or an array, which would overwrite it "
+                "at the next update; build the optimizer with a number to set it"
             )
         if jnp.ndim(value) > jnp.ndim(old):
             raise ValueError(

@@ -121,11 +121,25 @@ def test_traced_hyperparameters_are_in_force_where_they_are_traced():
     np.testing.assert_allclose(gk.sgd(9.0).update(GRADS, state)[0]["w"], -0.25 * GRADS["w"])
 
 
-def test_arrays_are_hyperparameters_like_numbers():
+def test_arrays_are_in_force_themselves():
+    """Or a factory under `optax.inject_hyperparams` would not see what that sets."""
     rate = jnp.float32(0.25)
-    tx = gk.sgd(rate)
-    state = gk.set_hyperparams(tx.init(PARAMS), learning_rate=0.5)
-    np.testing.assert_allclose(tx.update(GRADS, state)[0]["w"], -0.5 * GRADS["w"])
+    state = gk.sgd(0.5).init(PARAMS)
+    np.testing.assert_allclose(gk.sgd(rate).update(GRADS, state)[0]["w"], -0.25 * GRADS["w"])
+    with pytest.raises(ValueError, match="follows a schedule or an array"):
+        gk.set_hyperparams(gk.sgd(rate).init(PARAMS), learning_rate=0.5)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_factories_work_under_optaxs_inject_hyperparams(compiled):
+    tx = optax.inject_hyperparams(gk.sgd)(learning_rate=optax.linear_schedule(1.0, 0.0, 4))
+    update, state = jax.jit(tx.update) if compiled else tx.update, tx.init(PARAMS)
+    for rate in (1.0, 0.75, 0.5):
+        updates, state = update(GRADS, state, PARAMS)
+        np.testing.assert_allclose(updates["w"], -rate * GRADS["w"], rtol=1e-6)
+    tx = optax.inject_hyperparams(gk.sgd)(learning_rate=0.5)
+    state = gk.set_hyperparams(tx.init(PARAMS), learning_rate=0.25)
+    np.testing.assert_allclose(tx.update(GRADS, state)[0]["w"], -0.25 * GRADS["w"])
 
 
 @pytest.mark.parametrize("wrong", ["0.1", None, True, [0.1]])

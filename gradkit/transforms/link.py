@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.core
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -129,9 +128,9 @@ def link(
         around: the link that this one wraps; `cast` and `leafwise` are its own then.
         leafwise: whether the rule looks at whole leaves, at their shapes or their paths.
         cast: of `Link`.
-        **hyperparams: numbers, arrays, or schedules: functions of the step. Numbers and arrays go
-            into the state at `init` and are taken from there, so that they can be changed;
-            schedules and traced values are computed anew at each update, and recorded there.
+        **hyperparams: numbers, arrays, or schedules: functions of the step. A number goes into the
+            state at `init` and is taken from there, so that it can be changed; arrays, traced or
+            not, and schedules are in force themselves, and the state records them.
 
     Raises:
         TypeError: a hyperparameter is none of these.
@@ -280,7 +279,8 @@ def _rebuilt(names: tuple[str, ...], values: tuple) -> tuple:
 
 
 def _drives(given: Any) -> bool:
-    return callable(given) or isinstance(given, jax.core.Tracer)
+    """Whether the value is the caller's at each update, as with `optax.inject_hyperparams`."""
+    return callable(given) or isinstance(given, np.ndarray | jax.Array)
 
 
 def _is_schedule(node: Any) -> bool:
