@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import optax
 from jax.typing import DTypeLike
 
@@ -13,6 +10,7 @@ from gradkit.transforms.chain import chain
 from gradkit.transforms.decay import add_decayed_weights
 from gradkit.transforms.learning_rate import scale_by_learning_rate
 from gradkit.transforms.link import Link
+from gradkit.transforms.selection import Labels
 
 
 def adamw(
@@ -23,7 +21,7 @@ def adamw(
     eps_root: optax.ScalarOrSchedule = 0.0,
     mu_dtype: DTypeLike | None = None,
     weight_decay: optax.ScalarOrSchedule = 1e-4,
-    mask: Any | Callable[[Any], Any] | None = None,
+    mask: Labels | None = None,
     *,
     nesterov: bool = False,
     nu_dtype: DTypeLike | None = None,

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import optax
 
 from gradkit.core import needs_params
 from gradkit.transforms.link import Link, link
-from gradkit.transforms.selection import selected
+from gradkit.transforms.selection import Labels, selected
 from gradkit.tree import wide
-
-PyTree = Any
 
 
 def add_decayed_weights(
     weight_decay: optax.ScalarOrSchedule = 0.0,
-    mask: PyTree | Callable[[PyTree], PyTree] | None = None,
+    mask: Labels | None = None,
     *,
     flip_sign: bool = False,
 ) -> Link:

@@ -364,8 +364,9 @@ def test_a_config_without_an_optimizer(write):
             "optimizer.inner: missing; optax.flatten needs it, and it cannot be written in a "
             "config file; use the Python API",
         ),
+        ("\n  name: adamw\n  mask: true", "optimizer.mask: expected text, got true"),
         (
-            "\n  name: adamw\n  mask: true",
+            "\n  name: optax.adamw\n  learning_rate: 1\n  mask: true",
             "optimizer.mask: cannot be written in a config file; use the Python API",
         ),
         (
