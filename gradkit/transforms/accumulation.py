@@ -50,7 +50,9 @@ def accumulate(
     Differs: `optax.MultiSteps` runs the inner transformation at every micro-batch and drops the
     result, and is not a transformation.
 
-    Cost: one tree of memory, in which the emitted update is computed too.
+    Cost: one tree of memory, in which the emitted update is computed too. The inner transformation
+    runs within a compiled loop of no or one step, in which a CPU is slow at convolutions: this
+    matters to members that call the loss.
 
     Args:
         inner: the transformation.
