@@ -6,6 +6,9 @@ from gradkit.core import Point as Point
 from gradkit.core import Problem as Problem
 from gradkit.core import apply_gradients as apply_gradients
 from gradkit.core import observe as observe
+from gradkit.curvature.fisher import empirical_fisher as empirical_fisher
+from gradkit.curvature.fisher import fisher as fisher
+from gradkit.curvature.gauss_newton import gauss_newton as gauss_newton
 from gradkit.curvature.hessian import hessian as hessian
 from gradkit.krylov.cg import Solve as Solve
 from gradkit.krylov.cg import cg as cg

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from gradkit.core import Problem, as_problem
@@ -49,8 +50,7 @@ def hessian(
 
 @jax.jit
 def _linearized(problem: Problem, params: PyTree, batch: PyTree) -> Callable:
-    _, matvec = jax.linearize(lambda theta: jax.grad(problem.value)(theta, batch), params)
-    return matvec
+    return jax.linearize(Partial(_gradient, problem, batch), params)[1]
 
 
 def _recomputed(problem: Problem, params: PyTree, batch: PyTree) -> Partial:
@@ -58,4 +58,9 @@ def _recomputed(problem: Problem, params: PyTree, batch: PyTree) -> Partial:
 
 
 def _product(problem: Problem, params: PyTree, batch: PyTree, v: PyTree) -> PyTree:
-    return jax.jvp(lambda theta: jax.grad(problem.value)(theta, batch), (params,), (v,))[1]
+    return jax.jvp(Partial(_gradient, problem, batch), (params,), (v,))[1]
+
+
+def _gradient(problem: Problem, batch: PyTree, params: PyTree) -> PyTree:
+    grad = jax.grad(problem.value)(params, batch)
+    return jax.tree.map(jnp.conj, grad)  # of complex leaves jax.grad has the conjugate

@@ -67,3 +67,18 @@ def test_nan_is_a_value(network):
     params = jax.tree.map(lambda x: x * jnp.nan, network.params)
     product = gk.hessian(network.loss, params, network.batch) @ network.params
     assert jnp.isnan(ravel_pytree(product)[0]).all()
+
+
+def test_complex_parameters_count_as_pairs_of_reals():
+    def of_complex(z, _):
+        return jnp.sum(jnp.abs(z) ** 4 + jnp.real(z * jnp.array([1j, 2.0])) ** 2)
+
+    def of_pairs(xy, _):
+        return of_complex(xy[0] + 1j * xy[1], None)
+
+    z, v = jnp.array([1 + 2j, 0.5 - 1j]), jnp.array([0.3 - 1j, 2.0 + 0.1j])
+    for linearize in (True, False):
+        product = gk.hessian(of_complex, z, None, linearize=linearize) @ v
+        pairs = [jnp.stack([x.real, x.imag]) for x in (z, v)]
+        expected = gk.hessian(of_pairs, pairs[0], None) @ pairs[1]
+        np.testing.assert_allclose(product, expected[0] + 1j * expected[1], rtol=1e-5)
