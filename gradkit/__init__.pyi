@@ -14,6 +14,7 @@ from gradkit.krylov.cg import Solve as Solve
 from gradkit.krylov.cg import cg as cg
 from gradkit.krylov.drivers import in_jit as in_jit
 from gradkit.krylov.drivers import on_host as on_host
+from gradkit.krylov.minres import minres as minres
 from gradkit.operators import Operator as Operator
 from gradkit.optimizers.adadelta import adadelta as adadelta
 from gradkit.optimizers.adagrad import adagrad as adagrad
@@ -24,8 +25,12 @@ from gradkit.optimizers.newton_cg import newton_cg as newton_cg
 from gradkit.optimizers.newton_cg import scale_by_newton_cg as scale_by_newton_cg
 from gradkit.optimizers.rmsprop import rmsprop as rmsprop
 from gradkit.optimizers.sgd import sgd as sgd
+from gradkit.spectra.check import OperatorCheck as OperatorCheck
+from gradkit.spectra.check import check_operator as check_operator
 from gradkit.spectra.condition import Interval as Interval
 from gradkit.spectra.condition import condition_number as condition_number
+from gradkit.spectra.critical_point import CriticalPoint as CriticalPoint
+from gradkit.spectra.critical_point import critical_point as critical_point
 from gradkit.spectra.density import Density as Density
 from gradkit.spectra.density import density as density
 from gradkit.spectra.extremes import Eigenpairs as Eigenpairs

@@ -26,7 +26,7 @@ class Solve(NamedTuple):
         products: products with A, the one that measured the residual included.
         converged: whether `residual_norm <= tol ‖b‖`.
         curvature: the smallest pᵀAp / pᵀp among the directions p met, infinite without any; not
-            positive means that A is not positive definite, and that the method stopped there.
+            positive means that A is not positive definite. `cg` stops there, `minres` goes on.
     """
 
     x: PyTree
