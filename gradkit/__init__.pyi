@@ -33,10 +33,15 @@ from gradkit.spectra.critical_point import CriticalPoint as CriticalPoint
 from gradkit.spectra.critical_point import critical_point as critical_point
 from gradkit.spectra.density import Density as Density
 from gradkit.spectra.density import density as density
+from gradkit.spectra.diagonal import diagonal as diagonal
 from gradkit.spectra.extremes import Eigenpairs as Eigenpairs
 from gradkit.spectra.extremes import eigsh as eigsh
+from gradkit.spectra.frobenius import frobenius_norm as frobenius_norm
+from gradkit.spectra.logdet import logdet as logdet
 from gradkit.spectra.summary import Spectrum as Spectrum
 from gradkit.spectra.summary import spectrum as spectrum
+from gradkit.spectra.trace import Estimate as Estimate
+from gradkit.spectra.trace import trace as trace
 from gradkit.states import from_flat_dict as from_flat_dict
 from gradkit.states import hyperparams as hyperparams
 from gradkit.states import metrics as metrics

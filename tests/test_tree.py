@@ -93,6 +93,13 @@ def test_hashed_numbers_are_normal_and_without_pattern():
     assert correlations.std() == pytest.approx(1 / np.sqrt(99), rel=0.02)
 
 
+def test_hashed_numbers_are_finite_however_many():
+    """Of 24 bits all ones made an infinity: one in 17 million numbers."""
+    draw = jax.jit(lambda seed: jnp.max(jnp.abs(tree.hashed_normal(seed, jnp.zeros(2**25)))))
+    assert 5 < draw(jnp.uint32(0)) < 6
+    assert 5 < draw(jnp.uint32(1)) < 6
+
+
 def test_random_units_are_isotropic():
     domain = {"a": jnp.zeros((2, 2)), "b": jnp.zeros(3)}
     draw = jax.jit(jax.vmap(lambda key: ravel_pytree(tree.random_unit(key, domain))[0]))

@@ -106,3 +106,30 @@ def test_what_it_needs_is_named_when_it_is_missing(network):
     H = gk.hessian(network.loss, network.params, network.batch)
     with pytest.raises(TypeError, match="line_search needs the extra argument 'value'"):
         tx.update(grad, tx.init(grad), grad, curvature=lambda: H)
+
+
+def test_curvature_may_be_gauss_newton(network):
+    """Positive semidefinite where the Hessian is not: no step falls back to the gradient."""
+    x, y = network.batch["x"], network.batch["y"]
+
+    def predict(params, batch):
+        h = jnp.tanh(batch["x"] @ params["layers"][0]["w"] + params["layers"][0]["b"])
+        return h @ params["layers"][1]["w"] + params["layers"][1]["b"]
+
+    problem = gk.Problem(
+        predict=predict, criterion=lambda z, batch: jnp.mean((z - batch["y"]) ** 2)
+    )
+    tx, params = gk.newton_cg(), network.params
+    state, batch = tx.init(params), {"x": x, "y": y}
+    before = problem.value(params, batch)
+
+    @jax.jit
+    def step(params, state):
+        point = gk.observe(problem, params, batch, curvature=gk.gauss_newton)
+        updates, state = tx.update(point.grad, state, params, **point.extras)
+        return optax.apply_updates(params, updates), state
+
+    for _ in range(10):
+        params, state = step(params, state)
+        assert gk.metrics(state)["cg_curvature"] > 0
+    assert problem.value(params, batch) < before / 2

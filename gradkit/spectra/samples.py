@@ -1,0 +1,140 @@
+"""Means over random probes with their standard error: what every stochastic estimate rests on."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gradkit import tree
+from gradkit.krylov.drivers import Drive
+from gradkit.operators import Operator
+
+PyTree = Any
+
+FEWEST = 4  # probes whose spread has a finite standard error
+FIRST_TEST = 8  # probes before the first test of a tolerance
+
+
+class Samples(NamedTuple):
+    """`mean = Σ xᵢ / m`, `squares = Σ (xᵢ − mean)²` for the m = `probes` samples so far.
+
+    Attributes:
+        mean, squares: trees like a sample, in float32 at least.
+        probes: how many samples.
+        tol, most: stop at a standard error of tol · |mean|, or at so many samples.
+    """
+
+    mean: PyTree
+    squares: PyTree
+    probes: jax.Array
+    tol: jax.Array
+    most: jax.Array
+
+    @property
+    def stderr(self) -> PyTree:
+        """The standard error of the mean, like `mean`."""
+        return jax.tree.map(lambda squares: standard_error(squares, self.probes), self.squares)
+
+    def include(self, x: PyTree) -> Samples:
+        """Returns the samples with x among them, by the update of Welford (1962)."""
+        m = self.probes + 1
+        mean = jax.tree.map(lambda mu, x: mu + (x - mu) / m, self.mean, x)
+        squares = jax.tree.map(
+            lambda q, x, before, after: q + (x - before) * (x - after),
+            *(self.squares, x, self.mean, mean),
+        )
+        return self._replace(mean=mean, squares=squares, probes=m)
+
+
+def standard_error(squares: jax.Array, m: jax.Array | int) -> jax.Array:
+    """Returns √(squares / (m (m − 3))), the standard deviation of Student's t about a mean of m.
+
+    Twice that covers the truth in 95 of 100 runs for any m, twice the usual s / √m in 91 for m = 8.
+    """
+    return jnp.sqrt(squares / jnp.asarray(m * (m - 3), squares.dtype))
+
+
+def sampled(
+    sample: Callable[[Operator, PyTree], PyTree],
+    A: Operator,
+    *,
+    key: jax.Array,
+    most: int,
+    until: Callable[[Samples], jax.Array],
+    tol: float | jax.Array = 0.0,
+    drive: Drive,
+) -> Samples:
+    """Returns the mean of sample(A, z) over random signs z.
+
+    Args:
+        sample: a function of A and a probe, the same object from call to call.
+        A: symmetric operator.
+        key: random key of the probes.
+        most: most probes to use.
+        until: `full` or `settled`.
+        tol: relative tolerance for `settled`.
+        drive: `gk.in_jit` or `gk.on_host`.
+    """
+    return drive(_include(sample), (A, key), _none(sample, A, tol, most), until=until)
+
+
+def full(s: Samples) -> jax.Array:
+    """Whether all probes are used."""
+    return s.probes >= s.most
+
+
+def settled(s: Samples) -> jax.Array:
+    """Whether the standard error is within the tolerance, all probes are used or hope is lost."""
+    met = (s.probes >= FIRST_TEST) & (s.stderr <= s.tol * jnp.abs(s.mean))
+    return met | full(s) | ~jnp.isfinite(s.mean)
+
+
+def rademacher(key: jax.Array, domain: PyTree) -> PyTree:
+    """Returns a tree like `domain` of random signs ±1, a hash of key and position each.
+
+    Source: as `tree.hashed_normal`, for the same reason: it compiles in a tenth of the time of
+    `jax.random.rademacher`.
+    Differs: positions count through all leaves and are mixed with 64 bits of the key, so that no
+    two of 2³² entries share their sign and no two probes are shifted copies.
+    """
+    first, second = jax.random.bits(key, (2,), jnp.uint32)
+
+    def leaf(start, x):
+        position = jnp.full(x.shape, start % 2**32, jnp.uint32)
+        for axis in range(len(x.shape)):
+            stride = jnp.uint32(math.prod(x.shape[axis + 1 :]) % 2**32)
+            position += stride * jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+        negative = tree.hashed(tree.hashed(position ^ first) ^ second) >> 31
+        return (1 - 2 * negative.astype(jnp.int32)).astype(x.dtype)
+
+    leaves, structure = jax.tree.flatten(domain)
+    starts = [sum(x.size for x in leaves[:number]) for number in range(len(leaves))]
+    return structure.unflatten([leaf(s, x) for s, x in zip(starts, leaves, strict=True)])
+
+
+@functools.partial(jax.jit, static_argnames="sample")
+def _none(sample: Callable, A: Operator, tol: Any, most: Any) -> Samples:
+    like = jax.eval_shape(sample, A, A.domain)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+    return Samples(
+        mean=zeros,
+        squares=jax.tree.map(jnp.copy, zeros),
+        probes=jnp.zeros((), jnp.int32),
+        tol=jnp.array(tol, tree.scalar_dtype(zeros)),
+        most=jnp.array(most, jnp.int32),
+    )
+
+
+@functools.cache
+def _include(sample: Callable) -> Callable[[tuple[Operator, jax.Array], Samples], Samples]:
+    def step(operands: tuple[Operator, jax.Array], s: Samples) -> Samples:
+        A, key = operands
+        z = rademacher(jax.random.fold_in(key, s.probes), A.domain)
+        return s.include(sample(A, z))
+
+    return step

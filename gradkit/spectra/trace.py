@@ -1,0 +1,113 @@
+"""The trace of an operator, with its standard error."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gradkit import tree
+from gradkit.krylov.drivers import Drive, in_jit
+from gradkit.operators import Operator
+from gradkit.spectra import xtrace
+from gradkit.spectra.samples import FEWEST, sampled, settled
+
+PyTree = Any
+
+
+class Estimate(NamedTuple):
+    """`|value − truth| <= 2 stderr` in about 95 of 100 runs.
+
+    Attributes:
+        value: the estimate: a scalar, or a tree for a diagonal.
+        stderr: its standard error, like `value` and in the same unit.
+        products: products with the operator used.
+        converged: whether the value is finite and meets the tolerance, where there is one.
+    """
+
+    value: PyTree
+    stderr: PyTree
+    products: jax.Array
+    converged: jax.Array
+
+
+def trace(
+    A: Operator,
+    *,
+    key: jax.Array,
+    tol: float | jax.Array = 0.01,
+    max_products: int | None = None,
+    method: Literal["hutchinson", "xtrace"] = "hutchinson",
+    drive: Drive = in_jit,
+) -> Estimate:
+    """Returns the trace of A, estimated from products with random vectors.
+
+    "hutchinson" is the mean of zᵀAz over random signs z: best for many similar eigenvalues, exact
+    for a diagonal A, its error that of the entries off the diagonal. "xtrace" takes the trace over
+    the range found so far and estimates the rest: best where few eigenvalues dominate, exact for a
+    low rank.
+
+    Source: Girard (1989); Hutchinson (1990); Epperly, Tropp & Webber (2024), "XTrace: making the
+    most of every sample in stochastic trace estimation", for which see `gradkit.spectra.xtrace`.
+    Differs: stops by the standard error, from the eighth probe on. This favors samples that happen
+    to agree: ±2 stderr then cover the truth in about 93 of 100 runs where samples are normal, in
+    80 to 85 where a single eigenvalue makes up most of the error, for which there is "xtrace"
+    (91 to 98 with all products spent).
+
+    Cost: at most `max_products` products; two trees of memory, `max_products` / 2 + 4 for "xtrace".
+
+    Args:
+        A: symmetric operator of dimension n.
+        key: random key of the probes.
+        tol: converged means a standard error of at most tol · |trace|; 0 spends all products.
+        max_products: most products to spend; by default 1000, for "xtrace" 200.
+        method: "hutchinson" or "xtrace".
+        drive: `gk.in_jit` (default) or `gk.on_host`, which shows progress.
+
+    Returns:
+        An `Estimate` [the operator's unit]. A tolerance not met and NaN are values in it.
+
+    Raises:
+        ValueError: an unknown method, or fewer products than a standard error needs.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, gradkit as gk
+        >>> A = gk.Operator(lambda v: 2 * v + jnp.mean(v), jnp.zeros(1000))
+        >>> estimate = gk.trace(A, key=jax.random.key(0))
+        >>> bool(abs(estimate.value - 2001) < 20), bool(estimate.converged)
+        (True, True)
+    """
+    if method not in _METHODS:
+        raise ValueError(f"method: expected one of {', '.join(_METHODS)}, got {method!r}")
+    run, fewest, default = _METHODS[method]
+    most = default if max_products is None else max_products
+    if most < fewest:
+        raise ValueError(
+            f"max_products: expected at least {fewest}, which a standard error needs, got {most}"
+        )
+    return run(A, key=key, tol=tol, most=most, drive=drive)
+
+
+def _hutchinson(A: Operator, *, key: jax.Array, tol: Any, most: int, drive: Drive) -> Estimate:
+    s = sampled(_quadratic_form, A, key=key, tol=tol, most=most, until=settled, drive=drive)
+    return _estimate(s.mean, s.stderr, s.probes, s.tol)
+
+
+def _quadratic_form(A: Operator, z: PyTree) -> jax.Array:
+    return tree.inner(z, A.matvec(z))
+
+
+def _xtrace(A: Operator, *, key: jax.Array, tol: Any, most: int, drive: Drive) -> Estimate:
+    state = xtrace.init(A, tol, rows=min(most // 2, A.dimension + 1))
+    s = drive(xtrace.step, (A, key), state, until=xtrace.stops)
+    return _estimate(s.value, s.stderr, s.products, s.tol)
+
+
+def _estimate(value: jax.Array, stderr: jax.Array, products: jax.Array, tol: Any) -> Estimate:
+    converged = (stderr <= tol * jnp.abs(value)) & jnp.isfinite(value)
+    return Estimate(value, stderr, products, converged)
+
+
+# How it is run, the fewest products and the default for the most.
+_METHODS = {"hutchinson": (_hutchinson, FEWEST, 1000), "xtrace": (_xtrace, 2 * FEWEST, 200)}
