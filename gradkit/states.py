@@ -67,9 +67,6 @@ def hyperparams(state: PyTree) -> dict[str, jax.Array]:
 
     Example:
         >>> import jax.numpy as jnp, gradkit as gk
-        >>> state = gk.chain(clip=gk.clip_by_global_norm(1.0), step=gk.sgd(0.5)).init(jnp.zeros(2))
-        Traceback (most recent call last):
-        ValueError: chain: 'step' is the name of the chain's own counter; name the member otherwise
         >>> state = gk.chain(clip=gk.clip_by_global_norm(1.0), sgd=gk.sgd(0.5)).init(jnp.zeros(2))
         >>> {name: float(value) for name, value in gk.hyperparams(state).items()}
         {'max_norm': 1.0, 'learning_rate': 0.5}
@@ -118,7 +115,7 @@ def set_hyperparams(state: PyTree, **values: Any) -> PyTree:
                 f"set_hyperparams: {name} expects a value of shape {jnp.shape(old)}, got "
                 f"{jnp.shape(value)}; for one value a run, vmap set_hyperparams over the values"
             )
-        new = jnp.broadcast_to(jnp.asarray(value, jnp.result_type(old)), jnp.shape(old))
+        new = jnp.broadcast_to(jnp.array(value, jnp.result_type(old)), jnp.shape(old))
         leaves[fitting[0]] = new
     return structure.unflatten(leaves)
 

@@ -67,6 +67,13 @@ def test_setting_one_has_the_effect_of_building_with_it_and_compiles_nothing(dty
     assert step._cache_size() == 1
 
 
+def test_an_array_that_was_set_survives_the_donation_of_the_state():
+    tx, rate = gk.sgd(0.5), jnp.float32(0.25)
+    state = gk.set_hyperparams(tx.init(PARAMS), learning_rate=rate)
+    jax.jit(tx.update, donate_argnums=1)(GRADS, state)
+    assert not rate.is_deleted()
+
+
 def test_an_ambiguous_name_is_refused_and_its_members_make_it_unique():
     state = nested().init(PARAMS)
     with pytest.raises(ValueError, match=r"ambiguous: it means any of rule\.fast.*rule\.slow"):
