@@ -116,6 +116,16 @@ def step(A: Operator, s: Lanczos) -> Lanczos:
     return s._replace(V=V, alpha=alpha, beta=beta, v=v, step=s.step + 1)
 
 
+@functools.partial(jax.jit, static_argnames="rows")
+def extended(s: Lanczos, *, rows: int) -> Lanczos:
+    """Returns the same decomposition with room for so many rows."""
+
+    def leaf(x):
+        return jnp.concatenate([x, jnp.zeros((rows - len(x), *x.shape[1:]), x.dtype)])
+
+    return s._replace(V=jax.tree.map(leaf, s.V), alpha=leaf(s.alpha), beta=leaf(s.beta))
+
+
 def stops(s: Lanczos) -> jax.Array:
     """Whether every row is done."""
     return s.step >= s.alpha.size

@@ -108,13 +108,14 @@ def _why_no_checkpoint(run: record.Record) -> str:
 
 
 def _watched(step: Step, A: gk.Operator, state: Any, *, until: Until) -> Any:
-    """`gk.on_host` with a progress line; a search for eigenpairs may end before its last row."""
+    """`gk.on_host` with a progress line: for a search for eigenpairs one for each size of basis."""
     if isinstance(state, Search):
-        title, most = "eigenpairs, at most", state.krylov.alpha.size
+        krylov = state.krylov
+        title, most, done = "eigenpairs, at most", krylov.alpha.size, int(krylov.step)
     else:
-        title, most = "density", state.alphas.size
-    count = itertools.count(1)
-    with Progress(title, most, "product") as progress:
+        title, most, done = "density", state.alphas.size, 0
+    count = itertools.count(done + 1)
+    with Progress(title, most, "product", done=done) as progress:
         return gk.on_host(step, A, state, until=until, watch=lambda _: progress.update(next(count)))
 
 

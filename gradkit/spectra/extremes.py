@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 
 from gradkit import tree
@@ -19,7 +20,8 @@ PyTree = Any
 Which = Literal["LA", "SA", "BE", "LM"]
 
 CHECK_EVERY = 10  # steps between two tests for convergence: each costs a small dense eigh
-SMALL_BLOCK = 48  # rows of the smallest eigh: 0.1 ms on a CPU, where 200 rows take 10 ms and more
+# Rows of the first basis, and of the smallest eigh: 0.1 ms on a CPU, where 200 take 10 ms and more.
+SMALL_BLOCK = 48
 
 
 class Eigenpairs(NamedTuple):
@@ -64,7 +66,8 @@ def eigsh(
     Source: Lanczos with full reorthogonalization; Parlett (1998), chapter 13.
     Differs: a breakdown goes on in a new random direction, so that multiple eigenvalues are found.
 
-    Cost: one product a step and k for the residuals; `max_products` + 3 trees of memory.
+    Cost: one product a step and k for the residuals; at most `max_products` + 3 trees of memory,
+    outside `jit` at most twice the steps taken, or 48.
 
     Args:
         A: symmetric operator of dimension n.
@@ -133,16 +136,29 @@ def search(
     v0: PyTree | None = None,
     drive: Drive = in_jit,
 ) -> Search:
-    """Returns the decomposition in which `eigsh` finds its pairs; arguments as there."""
+    """Returns the decomposition in which `eigsh` finds its pairs; arguments as there.
+
+    Outside `jit` the basis begins small and doubles as it must: a step costs four passes over all
+    of it.
+    """
     n, k = A.dimension, sum(wanted)
     most = min(n + k, 20 * k + 100) if max_products is None else max_products
     if most < 2 * k:
         raise ValueError(
             f"max_products: expected at least {2 * k}, k steps and k residuals, got {most}"
         )
-    krylov = lanczos.init(A, v0, key, rows=min(most - k, n))
+    most_rows = min(most - k, n)
+    traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((A, key, tol, v0)))
+    begins_small = most_rows >= 2 * SMALL_BLOCK and not traced
+    rows = min(max(SMALL_BLOCK, 3 * k), most_rows) if begins_small else most_rows
+    krylov = lanczos.init(A, v0, key, rows=rows)
     state = Search(krylov, jnp.array(tol, krylov.alpha.dtype), jnp.zeros((), bool))
-    return drive(_advance(wanted), A, state, until=_stops)
+    state = drive(_advance(wanted), A, state, until=_stops)
+    while rows < most_rows and not state.found:
+        rows = min(2 * rows, most_rows)
+        state = state._replace(krylov=lanczos.extended(state.krylov, rows=rows))
+        state = drive(_advance(wanted), A, state, until=_stops)
+    return state
 
 
 def ritz(s: Lanczos) -> tuple[jax.Array, jax.Array, jax.Array]:

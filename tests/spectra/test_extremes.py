@@ -145,3 +145,15 @@ def test_the_host_driver_leaves_its_arguments_alone(operator_with, dtype):
     gk.eigsh(A, 2, key=jax.random.key(0), tol=tol, v0=v0, drive=gk.on_host)
     gk.cg(A + 10.0, v0, tol=tol, drive=gk.on_host)
     assert not any(x.is_deleted() for x in jax.tree.leaves((A, v0, tol)))
+
+
+def test_the_basis_grows_as_it_must_and_gives_the_same_numbers():
+    """As under jit, where it has its full size from the start."""
+    spectrum = jnp.concatenate([jnp.linspace(0, 1, 290), jnp.linspace(1.001, 1.1, 10)])
+    A = gk.Operator(jax.tree_util.Partial(jnp.multiply, spectrum), spectrum)
+    grown = gk.eigsh(A, 4, key=jax.random.key(0), tol=1e-5)
+    whole = jax.jit(lambda key: gk.eigsh(A, 4, key=key, tol=1e-5))(jax.random.key(0))
+    assert grown.converged.all()
+    assert grown.products == whole.products > 48 + 4
+    np.testing.assert_allclose(grown.values, whole.values, rtol=1e-5)
+    np.testing.assert_allclose(grown.values, spectrum[-4:], rtol=1e-4)
