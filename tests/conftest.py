@@ -22,6 +22,13 @@ settings.register_profile("gradkit", deadline=None, derandomize=True)  # example
 settings.load_profile("gradkit")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_code_is_given_back():
+    """Every program compiled holds memory maps, of which Linux allows a process 65,530."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(params=["float32", "float64"])
 def dtype(request):
     with jax.enable_x64(request.param == "float64"):
