@@ -250,6 +250,12 @@ def required(extras: dict[str, Any], name: str, *, member: str) -> Any:
     return extras[name]
 
 
+def needs_count(value: Any, name: str, *, member: str) -> None:
+    """Raises a `ValueError` unless the argument is a positive whole number."""
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{member}: {name} must be a positive whole number, got {value!r}")
+
+
 def needs_params(params: PyTree, *, member: str) -> None:
     """Raises a `ValueError` if `update` was called without the parameters."""
     if params is None:

@@ -190,6 +190,11 @@ def wide_zeros(params: PyTree, dtype: Any = None) -> PyTree:
     return jax.tree.map(leaf, params)
 
 
+def wide_copy(params: PyTree) -> PyTree:
+    """Returns a copy of `params` in float32 at least, each leaf in a buffer of its own."""
+    return jax.tree.map(lambda p: jnp.array(p, jnp.promote_types(p.dtype, jnp.float32)), params)
+
+
 def cast_updates(updates: PyTree, incoming: PyTree, params: PyTree) -> PyTree:
     """Returns updates in the wider of the dtypes of the incoming ones and the parameters."""
     if params is None:

@@ -10,6 +10,7 @@ import optax
 from jax.typing import ArrayLike, DTypeLike
 
 from gradkit import tree
+from gradkit.core import needs_count
 from gradkit.transforms.conditional import run_if
 from gradkit.transforms.link import Link, as_link, link
 from gradkit.tree import wide, wide_zeros
@@ -62,8 +63,7 @@ def accumulate(
     Raises:
         ValueError: `every` is not a positive whole number.
     """
-    if not isinstance(every, int) or every < 1:
-        raise ValueError(f"accumulate: every must be a positive whole number, got {every!r}")
+    needs_count(every, "every", member="accumulate")
     part = as_link(inner)
 
     def init(params, step):

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike, DTypeLike
 
-from gradkit.core import needs_params
+from gradkit.core import needs_count, needs_params
 from gradkit.transforms.link import Link, as_link, link, state_type
-from gradkit.tree import wide, wide_zeros
+from gradkit.tree import wide, wide_copy, wide_zeros
 
 PyTree = Any
 
@@ -93,16 +93,12 @@ def lookahead(
         ValueError: `sync_period` is not a positive whole number, or `update` was called without the
             parameters.
     """
-    if not isinstance(sync_period, int) or sync_period < 1:
-        raise ValueError(
-            f"lookahead: sync_period must be a positive whole number, got {sync_period!r}"
-        )
+    needs_count(sync_period, "sync_period", member="lookahead")
     part = as_link(fast_optimizer)
     state_of = state_type((part.name, "slow"))
 
     def init(params, step):
-        slow = jax.tree.map(lambda p: jnp.array(p, jnp.promote_types(p.dtype, "float32")), params)
-        return state_of(part.start(params, step), slow)
+        return state_of(part.start(params, step), wide_copy(params))
 
     def update(updates, state, params, h, **extra):
         needs_params(params, member="lookahead")

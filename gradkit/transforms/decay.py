@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import jax
 import optax
 
-from gradkit.core import needs_params
 from gradkit.transforms.link import Link, link
-from gradkit.transforms.selection import Labels, selected
+from gradkit.transforms.selection import Labels, mask_checked, on_params
 from gradkit.tree import wide
 
 
@@ -36,21 +34,15 @@ def add_decayed_weights(
         ValueError: the mask does not fit, or `update` was called without the parameters.
     """
 
-    def init(params, step):
-        if mask is not None:
-            selected(mask, params, member="add_decayed_weights")
-        return ()
+    member = "add_decayed_weights"
 
     def update(updates, state, params, h, **_):
-        needs_params(params, member="add_decayed_weights")
         w = -h.weight_decay if flip_sign else h.weight_decay
-        leaves, structure = jax.tree.flatten(updates)
-        every = (True,) * len(leaves)
-        flags = every if mask is None else selected(mask, params, member="add_decayed_weights")
-        decayed = [
-            wide(u) + w * wide(p) if decays else u
-            for u, p, decays in zip(leaves, jax.tree.leaves(params), flags, strict=True)
-        ]
-        return structure.unflatten(decayed), state
 
+        def decayed(p, u, decays):
+            return wide(u) + w * wide(p) if decays else u
+
+        return on_params(decayed, updates, params, mask, member), state
+
+    init = mask_checked(mask, member)
     return link(init, update, leafwise=mask is not None, weight_decay=weight_decay)

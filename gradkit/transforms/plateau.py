@@ -10,7 +10,7 @@ import optax
 from jax.typing import ArrayLike
 
 from gradkit import tree
-from gradkit.core import required
+from gradkit.core import needs_count, required
 from gradkit.transforms.link import Link, link
 from gradkit.tree import wide
 
@@ -63,10 +63,7 @@ def reduce_on_plateau(
         TypeError: `update` was called without `value`.
     """
     for name, count in {"patience": patience, "accumulation_size": accumulation_size}.items():
-        if not isinstance(count, int) or count < 1:
-            raise ValueError(
-                f"reduce_on_plateau: {name} must be a positive whole number, got {count!r}"
-            )
+        needs_count(count, name, member="reduce_on_plateau")
 
     def init(params, step):
         dtype = tree.scalar_dtype(params)

@@ -38,7 +38,7 @@ def master_weights(inner: optax.GradientTransformation) -> Link:
     state_of = state_type((part.name, "master"))
 
     def init(params, step):
-        master = jax.tree.map(lambda p: jnp.array(p, jnp.promote_types(p.dtype, "float32")), params)
+        master = tree.wide_copy(params)
         return state_of(part.start(master, step), master)
 
     def update(updates, state, params, h, **extra):

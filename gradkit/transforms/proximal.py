@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import jax
 import jax.numpy as jnp
 import optax
 
-from gradkit.core import needs_params
 from gradkit.transforms.clipping import unit_norms
 from gradkit.transforms.link import Link, link
-from gradkit.transforms.selection import Labels, selected
+from gradkit.transforms.selection import Labels, mask_checked, on_params
 from gradkit.tree import wide
-
-PyTree = Any
 
 
 def proximal_step(
@@ -51,9 +45,9 @@ def proximal_step(
             kept = jnp.maximum(jnp.abs(x) - eta * h.l1, 0) / (1 + eta * h.l2)
             return jnp.where(kept > 0, jnp.sign(x) * kept, x * 0) - wide(p)
 
-        return _on_params(step, updates, params, mask, "proximal_step"), state
+        return on_params(step, updates, params, mask, "proximal_step"), state
 
-    init = _checking(mask, "proximal_step")
+    init = mask_checked(mask, "proximal_step")
     whole = mask is not None
     return link(init, update, leafwise=whole, learning_rate=learning_rate, l1=l1, l2=l2)
 
@@ -83,25 +77,7 @@ def project_max_norm(max_norm: optax.ScalarOrSchedule, mask: Labels | None = Non
             above = norms > h.max_norm
             return jnp.where(above, x * (h.max_norm / jnp.where(above, norms, 1)) - wide(p), u)
 
-        return _on_params(step, updates, params, mask, "project_max_norm"), state
+        return on_params(step, updates, params, mask, "project_max_norm"), state
 
-    init = _checking(mask, "project_max_norm")
+    init = mask_checked(mask, "project_max_norm")
     return link(init, update, leafwise=True, max_norm=max_norm)
-
-
-def _checking(mask: Labels | None, member: str):
-    def init(params, step):
-        if mask is not None:
-            selected(mask, params, member=member)
-        return ()
-
-    return init
-
-
-def _on_params(step, updates: PyTree, params: PyTree, mask: Labels | None, member: str) -> PyTree:
-    """Maps step(parameter, update, selected) over the leaves."""
-    needs_params(params, member=member)
-    leaves, structure = jax.tree.flatten(updates)
-    flags = [True] * len(leaves) if mask is None else selected(mask, params, member=member)
-    old = jax.tree.leaves(params)
-    return structure.unflatten([step(*item) for item in zip(old, leaves, flags, strict=True)])

@@ -13,6 +13,7 @@ import optax
 from jax.tree_util import GetAttrKey
 
 from gradkit import tree
+from gradkit.core import needs_params
 from gradkit.states import did_you_mean
 from gradkit.transforms.link import Link, as_link, link, seen_from_inside, state_type
 
@@ -180,6 +181,28 @@ def selected(mask: Labels, params: PyTree, *, member: str) -> tuple[bool, ...]:
             f"{member}: the mask must hold True and False, got {', '.join(sorted(wrong))}"
         )
     return tuple(map(bool, flags))
+
+
+def mask_checked(mask: Labels | None, member: str) -> Callable:
+    """Returns the `init` of a link that remembers nothing and checks its mask."""
+
+    def init(params, step):
+        if mask is not None:
+            selected(mask, params, member=member)
+        return ()
+
+    return init
+
+
+def on_params(
+    rule: Callable, updates: PyTree, params: PyTree, mask: Labels | None, member: str
+) -> PyTree:
+    """Maps rule(parameter, update, selected) over the leaves; without a mask all are selected."""
+    needs_params(params, member=member)
+    leaves, structure = jax.tree.flatten(updates)
+    flags = [True] * len(leaves) if mask is None else selected(mask, params, member=member)
+    old = jax.tree.leaves(params)
+    return structure.unflatten([rule(*item) for item in zip(old, leaves, flags, strict=True)])
 
 
 def _labels(labels: Labels, params: PyTree, known: list) -> list:
