@@ -6,6 +6,8 @@ from gradkit.core import Point as Point
 from gradkit.core import Problem as Problem
 from gradkit.core import apply_gradients as apply_gradients
 from gradkit.core import observe as observe
+from gradkit.curvature.blocks import block_diagonal as block_diagonal
+from gradkit.curvature.blocks import blocks as blocks
 from gradkit.curvature.fisher import empirical_fisher as empirical_fisher
 from gradkit.curvature.fisher import fisher as fisher
 from gradkit.curvature.gauss_newton import gauss_newton as gauss_newton
@@ -15,6 +17,7 @@ from gradkit.krylov.cg import cg as cg
 from gradkit.krylov.drivers import in_jit as in_jit
 from gradkit.krylov.drivers import on_host as on_host
 from gradkit.krylov.minres import minres as minres
+from gradkit.krylov.resumption import resumable as resumable
 from gradkit.operators import Operator as Operator
 from gradkit.optimizers.adadelta import adadelta as adadelta
 from gradkit.optimizers.adagrad import adagrad as adagrad
@@ -34,12 +37,20 @@ from gradkit.spectra.critical_point import critical_point as critical_point
 from gradkit.spectra.density import Density as Density
 from gradkit.spectra.density import density as density
 from gradkit.spectra.diagonal import diagonal as diagonal
+from gradkit.spectra.dynamics import Dynamics as Dynamics
+from gradkit.spectra.dynamics import dynamics as dynamics
+from gradkit.spectra.extremes import Basis as Basis
 from gradkit.spectra.extremes import Eigenpairs as Eigenpairs
 from gradkit.spectra.extremes import eigsh as eigsh
 from gradkit.spectra.frobenius import frobenius_norm as frobenius_norm
 from gradkit.spectra.logdet import logdet as logdet
+from gradkit.spectra.step_sizes import Advice as Advice
+from gradkit.spectra.step_sizes import stability_limit as stability_limit
+from gradkit.spectra.step_sizes import step_sizes as step_sizes
 from gradkit.spectra.summary import Spectrum as Spectrum
 from gradkit.spectra.summary import spectrum as spectrum
+from gradkit.spectra.taylor import TaylorCheck as TaylorCheck
+from gradkit.spectra.taylor import taylor_check as taylor_check
 from gradkit.spectra.trace import Estimate as Estimate
 from gradkit.spectra.trace import trace as trace
 from gradkit.states import from_flat_dict as from_flat_dict

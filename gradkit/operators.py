@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import numbers
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
@@ -29,8 +31,10 @@ class Operator:
 
     Args:
         matvec: maps a tree like `domain` to one of the same structure, shapes and dtypes. It must
-            be linear, symmetric, and traceable by `jit`.
+            be linear and symmetric.
         domain: tree of arrays or of `jax.ShapeDtypeStruct`.
+        traceable: whether `jit` can trace `matvec`. What streams data from the host cannot be
+            traced: it is called from Python, and every method here goes by that.
 
     Example:
         >>> import jax.numpy as jnp, gradkit as gk
@@ -41,6 +45,7 @@ class Operator:
 
     matvec: Callable[[PyTree], PyTree]
     domain: PyTree
+    traceable: bool = True
 
     def __post_init__(self):
         if not callable(self.matvec):
@@ -57,23 +62,45 @@ class Operator:
         """The number of parameters n: A is an n by n matrix."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.domain))
 
+    @property
+    def loops_on_host(self) -> bool:
+        """Whether products cannot be traced, or are slow inside a compiled loop.
+
+        XLA runs a convolution some 40 times slower there on a CPU.
+        """
+        if not self.traceable:
+            return True
+        if jax.default_backend() != "cpu":
+            return False
+        leaves, structure = jax.tree.flatten(self.matvec)
+        shapes = tuple((jnp.shape(x), jnp.result_type(x)) for x in leaves)
+        return _holds_convolution(structure, shapes, _Domain.of(self.domain))
+
     def __matmul__(self, v: PyTree) -> PyTree:
         self.check(v)
-        return _apply(self, v)
+        if self.traceable:
+            return _apply(self, v)
+        if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(v)):
+            raise TypeError(
+                "A @ v: this operator takes data from the host and cannot be traced; apply it "
+                "outside jit, vmap and grad, or build it from one batch or by gk.micro_batched"
+            )
+        return self.matvec(v)
 
     def __add__(self, other: Operator | Any) -> Operator:
         """A + B for an operator on the same domain, A + σI for a scalar σ."""
         if not isinstance(other, Operator):
-            return Operator(Partial(_shifted, self.matvec, _scalar(other)), self.domain)
+            return self._with(Partial(_shifted, self.matvec, _scalar(other)))
         if _Domain.of(self.domain) != _Domain.of(other.domain):
             raise ValueError(
                 "A + B needs two operators on the same domain, got\n"
                 f"  {self.domain}\nand\n  {other.domain}"
             )
-        return Operator(Partial(_sum, self.matvec, other.matvec), self.domain)
+        both = self.traceable and other.traceable
+        return Operator(Partial(_sum, self.matvec, other.matvec), self.domain, both)
 
     def __mul__(self, factor: Any) -> Operator:
-        return Operator(Partial(_scaled, self.matvec, _scalar(factor)), self.domain)
+        return self._with(Partial(_scaled, self.matvec, _scalar(factor)))
 
     __radd__ = __add__
     __rmul__ = __mul__
@@ -103,25 +130,35 @@ class Operator:
             raise ValueError(f"restrict: no leaf was selected from {', '.join(paths)}")
         leaves = [x if k else None for (_, x), k in zip(leaves, kept, strict=True)]
         domain = structure.unflatten(leaves)
-        return Operator(Partial(_Restriction(kept, _Domain.of(self.domain)), self.matvec), domain)
+        restricted = Partial(_Restriction(kept, _Domain.of(self.domain)), self.matvec)
+        return Operator(restricted, domain, self.traceable)
 
     def dense(self) -> jax.Array:
         """Returns the (n, n) matrix, leaves in `jax.tree` order, each ravelled row by row.
 
         Cost: n products and n² numbers; for small problems and tests.
         """
-        return _dense(self)
+        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.domain)
+        flat, unravel = ravel_pytree(zero)
+        units = jnp.eye(flat.size, dtype=flat.dtype)
+        if self.loops_on_host and not isinstance(units, jax.core.Tracer):
+            return jnp.stack([ravel_pytree(self @ unravel(e))[0] for e in units], axis=1)
+        return jax.lax.map(lambda e: ravel_pytree(self @ unravel(e))[0], units).T
+
+    def _with(self, matvec: Partial) -> Operator:
+        return Operator(matvec, self.domain, self.traceable)
 
     def tree_flatten(self):
         """The pytree protocol: the arrays are the matvec's."""
-        return (self.matvec,), _Domain.of(self.domain)
+        return (self.matvec,), (_Domain.of(self.domain), self.traceable)
 
     @classmethod
-    def tree_unflatten(cls, domain: _Domain, children):
+    def tree_unflatten(cls, static: tuple[_Domain, bool], children):
         """The pytree protocol."""
         operator = object.__new__(cls)
         object.__setattr__(operator, "matvec", children[0])
-        object.__setattr__(operator, "domain", domain.tree())
+        object.__setattr__(operator, "domain", static[0].tree())
+        object.__setattr__(operator, "traceable", static[1])
         return operator
 
     def check(self, v: PyTree) -> None:
@@ -204,14 +241,22 @@ def _apply(A: Operator, v: PyTree) -> PyTree:
     return A.matvec(v)
 
 
-@jax.jit
-def _dense(A: Operator) -> jax.Array:
-    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), A.domain)
-    flat, unravel = ravel_pytree(zero)
-    columns = jax.lax.map(
-        lambda e: ravel_pytree(A.matvec(unravel(e)))[0], jnp.eye(flat.size, dtype=flat.dtype)
-    )
-    return columns.T
+@functools.lru_cache(maxsize=64)
+def _holds_convolution(structure: Any, leaves: tuple, domain: _Domain) -> bool:
+    matvec = structure.unflatten([jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
+    jaxpr = jax.make_jaxpr(lambda matvec, v: matvec(v))(matvec, domain.tree())
+    return "conv_general_dilated" in _primitives(jaxpr)
+
+
+def _primitives(jaxpr: Any) -> set[str]:
+    """The names of all primitives in a jaxpr, those of its loops and calls included."""
+    found = set()
+    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        found.add(equation.primitive.name)
+        for value in jax.tree.leaves(equation.params):
+            if hasattr(value, "eqns") or hasattr(value, "jaxpr"):
+                found |= _primitives(value)
+    return found
 
 
 def _text(leaf: jax.ShapeDtypeStruct | None) -> str:

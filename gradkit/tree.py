@@ -137,16 +137,27 @@ def hashed(h: jax.Array) -> jax.Array:
     return h ^ (h >> 16)
 
 
-def empty_basis(rows: int, domain: PyTree) -> PyTree:
-    """Returns a basis of `rows` zero vectors like `domain`."""
-    return jax.tree.map(lambda x: jnp.zeros((rows, *x.shape), x.dtype), domain)
+def empty_basis(rows: int, domain: PyTree, dtype: Any = None) -> PyTree:
+    """Returns a basis of `rows` zero vectors like `domain`, or in `dtype`."""
+    return jax.tree.map(lambda x: jnp.zeros((rows, *x.shape), dtype or x.dtype), domain)
+
+
+def basis_row(V: PyTree, j: Any, domain: PyTree) -> PyTree:
+    """Returns row j of the basis V, a tree with the dtypes of `domain`."""
+
+    def leaf(rows, x):
+        return jax.lax.dynamic_index_in_dim(rows, j, keepdims=False).astype(x.dtype)
+
+    return jax.tree.map(leaf, V, domain)
 
 
 def basis_set(V: PyTree, j: Any, v: PyTree) -> PyTree:
     """Returns the basis V with its row j replaced by the vector v."""
-    return jax.tree.map(
-        lambda rows, x: jax.lax.dynamic_update_index_in_dim(rows, x, j, axis=0), V, v
-    )
+
+    def leaf(rows, x):
+        return jax.lax.dynamic_update_index_in_dim(rows, x.astype(rows.dtype), j, axis=0)
+
+    return jax.tree.map(leaf, V, v)
 
 
 def basis_project(V: PyTree, v: PyTree) -> jax.Array:
@@ -158,14 +169,25 @@ def basis_project(V: PyTree, v: PyTree) -> jax.Array:
     return jax.tree.reduce(operator.add, jax.tree.map(leaf, V, v))
 
 
-def basis_combine(V: PyTree, c: jax.Array) -> PyTree:
-    """Returns V c: a vector for c of shape (rows,), a basis of k vectors for shape (rows, k)."""
+def basis_combine(V: PyTree, c: jax.Array, domain: PyTree | None = None) -> PyTree:
+    """Returns V c, with the dtypes of `domain` or else of V.
 
-    def leaf(rows):
-        combined = jnp.tensordot(c.T, wide(rows), axes=1, precision=jax.lax.Precision.HIGHEST)
-        return combined.astype(rows.dtype)
+    A vector for c of shape (rows,), a basis of k vectors for shape (rows, k). Rows that are stored
+    narrow are widened one by one, so that no wide copy of the basis is made.
+    """
 
-    return jax.tree.map(leaf, V)
+    def leaf(rows, x):
+        if wide(rows) is rows:
+            combined = jnp.tensordot(c.T, rows, axes=1, precision=jax.lax.Precision.HIGHEST)
+            return combined.astype(x.dtype)
+
+        def add(j, total):
+            return total + jnp.multiply.outer(c[j], wide(rows[j]))
+
+        start = jnp.zeros((*c.shape[1:], *rows.shape[1:]), wide(c).dtype)
+        return jax.lax.fori_loop(0, len(rows), add, start).astype(x.dtype)
+
+    return jax.tree.map(leaf, V, V if domain is None else domain)
 
 
 def wide(x: jax.Array) -> jax.Array:

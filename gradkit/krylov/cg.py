@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from gradkit import tree
-from gradkit.krylov.drivers import Drive, in_jit
+from gradkit.krylov.drivers import Drive, chosen
 from gradkit.operators import Operator
 
 PyTree = Any
@@ -60,7 +60,7 @@ def cg(
     tol: float | jax.Array = 1e-5,
     max_steps: int | jax.Array | None = None,
     preconditioner: Operator | None = None,
-    drive: Drive = in_jit,
+    drive: Drive | None = None,
 ) -> Solve:
     """Solves A x = b from x = 0 by preconditioned conjugate gradients.
 
@@ -77,7 +77,7 @@ def cg(
         tol: relative tolerance: stop at ‖b − A x‖ ≤ tol ‖b‖.
         max_steps: most directions to use; the dimension by default.
         preconditioner: operator M ≈ A⁻¹, symmetric positive definite.
-        drive: `gk.in_jit` (default) or `gk.on_host`, how the loop is run.
+        drive: `gk.in_jit` or `gk.on_host`; by default what suits the operator.
 
     Returns:
         A `Solve`. No convergence, negative curvature and NaN are values in it.
@@ -96,7 +96,7 @@ def cg(
     max_steps = min(A.dimension, jnp.iinfo(jnp.int32).max) if max_steps is None else max_steps
     operators = (A, preconditioner)
     state = init(operators, b, tol, max_steps)
-    return result(A, b, drive(step, operators, state, until=stops))
+    return result(A, b, chosen(drive)(step, operators, state, until=stops))
 
 
 @jax.jit
@@ -153,10 +153,14 @@ def stops(s: State) -> jax.Array:
     return (s.r_norm <= s.goal) | (s.step >= s.max_steps) | s.stopped
 
 
-@jax.jit
 def result(A: Operator, b: PyTree, s: State) -> Solve:
     """Returns what the state has reached, with its residual measured by one product."""
-    residual_norm = tree.norm(optax.tree.sub(b, A.matvec(s.x)))
+    return _result(b, s, A @ s.x)
+
+
+@jax.jit
+def _result(b: PyTree, s: State, Ax: PyTree) -> Solve:
+    residual_norm = tree.norm(optax.tree.sub(b, Ax))
     return Solve(
         x=s.x,
         residual_norm=residual_norm,

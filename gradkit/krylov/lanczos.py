@@ -1,4 +1,4 @@
-"""Lanczos with two-pass reorthogonalization: an orthonormal basis on which A is tridiagonal."""
+"""Lanczos with two-pass reorthogonalization: an orthonormal basis on which A is a small matrix."""
 
 from __future__ import annotations
 
@@ -10,110 +10,158 @@ import jax.numpy as jnp
 import optax
 
 from gradkit import tree
-from gradkit.krylov.drivers import Drive, in_jit
+from gradkit.krylov.drivers import Drive, chosen
 from gradkit.operators import Operator
 
 PyTree = Any
 
 
 class Lanczos(NamedTuple):
-    """`A V = V T + β v eᵀ` and `VᵀV = I`, with e the last unit vector and Vᵀv = 0.
+    """`A V = V T + R C` and `VᵀV = I`, with R the next vectors, orthonormal and orthogonal to V.
 
-    V is written as a basis of row vectors. After j of m steps the identity holds for the first j
-    rows; the rest of V, alpha and beta are zeros.
+    From one start vector T is tridiagonal, R has one vector and C one row, zero but for its last
+    entry. Bases are written as row vectors.
 
     Attributes:
-        V: basis of m vectors.
-        alpha: diagonal of T, shape (m,).
-        beta: shape (m,): beta[i] couples rows i and i + 1 of T; beta[j − 1] is the β of the
-            identity. Zero where the space was exhausted and the method went on in a new direction.
-        v: the next basis vector.
+        basis: m + b rows. After j of m steps the first j are V and the next b are R, b the number
+            of start vectors; the rest are zeros.
+        H: shape (m + b, m). Column i has the coefficients of A vᵢ in the basis, of which the last,
+            b rows below the diagonal, is the norm of what was left for a new row: zero where the
+            space was exhausted and the method went on in a new direction.
         step: j, how many rows are done.
         seed: of the new directions, unsigned 32-bit.
     """
 
-    V: PyTree
-    alpha: jax.Array
-    beta: jax.Array
-    v: PyTree
+    basis: PyTree
+    H: jax.Array
     step: jax.Array
     seed: jax.Array
 
-    def tridiagonal(self, padding: float | jax.Array = 0.0) -> jax.Array:
-        """Returns T, shape (m, m), with `padding` on the diagonal of rows not yet done."""
-        row = jnp.arange(self.alpha.size)
-        alpha = jnp.where(row < self.step, self.alpha, padding)
-        beta = jnp.where(row[:-1] + 1 < self.step, self.beta[:-1], 0)
-        return jnp.diag(alpha) + jnp.diag(beta, 1) + jnp.diag(beta, -1)
+    @property
+    def rows(self) -> int:
+        """m, the most steps there is room for."""
+        return self.H.shape[1]
 
     @property
-    def residual(self) -> jax.Array:
-        """The β of the identity, ‖A V − V T‖: zero before the first step."""
-        return jnp.where(self.step > 0, self.beta[self.step - 1], 0)
+    def block(self) -> int:
+        """b, the number of start vectors."""
+        return self.H.shape[0] - self.H.shape[1]
+
+    def projection(self, padding: float | jax.Array = 0.0) -> jax.Array:
+        """Returns T = VᵀA V, shape (m, m), with `padding` on the diagonal of rows not yet done."""
+        done = jnp.arange(self.rows) < self.step
+        T = jnp.triu(self.H[: self.rows])
+        T = jnp.where(done & done[:, None], T + jnp.triu(T, 1).T, 0)
+        return T + jnp.diag(jnp.where(done, 0, padding))
+
+    @property
+    def coupling(self) -> jax.Array:
+        """C, shape (b, m): zero before the first step."""
+        C = jax.lax.dynamic_slice_in_dim(self.H, self.step, self.block)
+        return jnp.where(jnp.arange(self.rows) < self.step, C, 0)
 
 
 def lanczos(
-    A: Operator, v0: PyTree | None, *, steps: int, key: jax.Array, drive: Drive = in_jit
+    A: Operator,
+    v0: PyTree | None,
+    *,
+    steps: int,
+    key: jax.Array,
+    block: int = 1,
+    drive: Drive | None = None,
 ) -> Lanczos:
     """Returns the decomposition after `steps` steps from v0.
 
     Source: Lanczos (1950); Golub & Van Loan (2013), algorithm 10.1.1, with the two-pass classical
-    Gram–Schmidt of Giraud, Langou & Rozložník (2005).
-    Differs: where the Krylov space is exhausted, β = 0 is recorded and the method goes on in a
-    random direction orthogonal to the basis, so that multiple eigenvalues are found in full.
+    Gram–Schmidt of Giraud, Langou & Rozložník (2005); from several start vectors the band method of
+    Ruhe (1979), which multiplies one vector at a time.
+    Differs: T is the projection that Gram–Schmidt has computed anyway. Where the Krylov space is
+    exhausted, the method goes on in a random direction orthogonal to the basis, so that multiple
+    eigenvalues are found in full.
 
-    Cost: one product a step; steps + 3 trees of memory; 4 passes over the basis a step.
+    Cost: one product a step; steps + block + 2 trees of memory; 4 passes over the basis a step.
 
     Args:
         A: symmetric operator of dimension n.
         v0: start vector, a tree like the operator's domain; None for a random one.
         steps: how many, at most n.
         key: random key of the start and of the directions after a breakdown.
-        drive: `gk.in_jit` (default) or `gk.on_host`.
+        block: start vectors in all, those beside v0 at random.
+        drive: `gk.in_jit` or `gk.on_host`; by default what suits the operator.
 
     Raises:
         ValueError: more steps than dimensions, or v0 not in the operator's domain.
     """
     if not 1 <= steps <= A.dimension:
         raise ValueError(f"steps: expected 1 to {A.dimension}, the dimension, got {steps}")
-    return drive(step, A, init(A, v0, key, rows=steps), until=stops)
+    if v0 is not None:
+        A.check(v0)
+        v0 = jax.tree.map(lambda x: x[None], v0)
+    state = init(A, v0, key, rows=steps, block=block)
+    return chosen(drive)(step, A, state, until=stops)
 
 
-@functools.partial(jax.jit, static_argnames="rows")
-def init(A: Operator, v0: PyTree | None, key: jax.Array, *, rows: int) -> Lanczos:
-    """Returns the state before the first of at most `rows` steps from v0, or at random."""
-    start_key, seed_key = jax.random.split(key)
-    if v0 is None:
-        v0 = tree.random_unit(start_key, A.domain)
-    A.check(v0)
-    dtype = tree.scalar_dtype(v0)
+@functools.partial(jax.jit, static_argnames=("rows", "block", "dtype"))
+def init(
+    A: Operator,
+    starts: PyTree | None,
+    key: jax.Array,
+    *,
+    rows: int,
+    block: int = 1,
+    dtype: Any = None,
+) -> Lanczos:
+    """Returns the state before the first of at most `rows` steps.
+
+    Args:
+        A: symmetric operator.
+        starts: basis of at most `block` start vectors, or None; those missing are random.
+        key: random key of these, and of the directions after a breakdown.
+        rows: m. block: b. dtype: of the stored basis; the domain's by default.
+    """
+    seeds = jax.random.bits(key, (block + 1,), jnp.uint32)
+    basis = tree.empty_basis(rows + block, A.domain, dtype)
+    given = 0 if starts is None else len(jax.tree.leaves(starts)[0])
+    for i in range(block):
+        if i < given:
+            v = tree.basis_row(starts, i, A.domain)
+        else:
+            v = tree.hashed_normal(seeds[i], A.domain)
+        before = jax.tree.map(lambda rows, i=i: rows[:i], basis)
+        v = tree.scaled(1 / tree.norm(v), v)
+        v = _orthogonal(before, v) if i else v
+        basis = tree.basis_set(basis, i, v)
     return Lanczos(
-        V=tree.empty_basis(rows, v0),
-        alpha=jnp.zeros(rows, dtype),
-        beta=jnp.zeros(rows, dtype),
-        v=tree.scaled(1 / tree.norm(v0), v0),
+        basis=basis,
+        H=jnp.zeros((rows + block, rows), tree.scalar_dtype(A.domain)),
         step=jnp.zeros((), jnp.int32),
-        seed=jax.random.bits(seed_key, (), jnp.uint32),
+        seed=seeds[block],
     )
 
 
 def step(A: Operator, s: Lanczos) -> Lanczos:
-    """One row: v joins the basis, and what A v adds to it becomes the next v."""
-    V = tree.basis_set(s.V, s.step, s.v)
-    w = A.matvec(s.v)
-    w, h = _orthogonalize(V, w)
-    w, g = _orthogonalize(V, w)  # twice is enough
-    alpha = s.alpha.at[s.step].set((h + g)[s.step])
+    """One row: v joins V, and what A v adds to the basis becomes its new last vector."""
+    j, b = s.step, s.block
+    w = A.matvec(tree.basis_row(s.basis, j, A.domain))
+    w, h = _orthogonalize(s.basis, w)
+    w, g = _orthogonalize(s.basis, w)  # twice is enough
+    h += g
     beta = tree.norm(w)
-    scale = jnp.maximum(jnp.max(jnp.abs(alpha)), jnp.max(s.beta))  # at most ‖A‖
-    exhausted = beta <= 4 * jnp.finfo(beta.dtype).eps * scale
+    scale = jnp.maximum(jnp.max(jnp.abs(s.H)), jnp.max(jnp.abs(h)))  # at most ‖A‖
+    complete = j + b >= A.dimension
+    exhausted = complete | (beta <= 4 * jnp.finfo(beta.dtype).eps * scale)
     v = jax.lax.cond(
         exhausted,
-        lambda: _new_direction(V, s.seed + s.step.astype(jnp.uint32), s.v),
+        lambda: _new_direction(s, w, complete),
         lambda: tree.scaled(1 / beta, w),
     )
-    beta = s.beta.at[s.step].set(jnp.where(exhausted, 0, beta))
-    return s._replace(V=V, alpha=alpha, beta=beta, v=v, step=s.step + 1)
+    H = s.H.at[:, j].set(h).at[j + b, j].set(jnp.where(exhausted, 0, beta))
+    return s._replace(basis=tree.basis_set(s.basis, j + b, v), H=H, step=j + 1)
+
+
+def stops(s: Lanczos) -> jax.Array:
+    """Whether every row is done."""
+    return s.step >= s.rows
 
 
 @functools.partial(jax.jit, static_argnames="rows")
@@ -121,24 +169,54 @@ def extended(s: Lanczos, *, rows: int) -> Lanczos:
     """Returns the same decomposition with room for so many rows."""
 
     def leaf(x):
-        return jnp.concatenate([x, jnp.zeros((rows - len(x), *x.shape[1:]), x.dtype)])
+        more = rows + s.block - len(x)
+        return jnp.concatenate([x, jnp.zeros((more, *x.shape[1:]), x.dtype)])
 
-    return s._replace(V=jax.tree.map(leaf, s.V), alpha=leaf(s.alpha), beta=leaf(s.beta))
-
-
-def stops(s: Lanczos) -> jax.Array:
-    """Whether every row is done."""
-    return s.step >= s.alpha.size
+    H = jnp.pad(s.H, ((0, rows - s.rows), (0, rows - s.rows)))
+    return s._replace(basis=jax.tree.map(leaf, s.basis), H=H)
 
 
-def _orthogonalize(V: PyTree, w: PyTree) -> tuple[PyTree, jax.Array]:
-    h = tree.basis_project(V, w)
-    return optax.tree.sub(w, tree.basis_combine(V, h)), h
+def restarted(s: Lanczos, theta: jax.Array, S: jax.Array) -> Lanczos:
+    """Returns the decomposition shortened to p Ritz vectors V S, with the same R.
+
+    `A (V S) = (V S) diag(θ) + R (C S)`, from which the steps go on.
+
+    Source: Wu & Simon (2000), "Thick-restart Lanczos method for large symmetric eigenvalue
+    problems".
+
+    Args:
+        s: a decomposition.
+        theta: p Ritz values.
+        S: their coefficients in V, shape (m, p), zero for rows not done.
+    """
+    p, b, m = theta.size, s.block, s.rows
+    V = jax.tree.map(lambda rows: rows[:m], s.basis)
+    kept = tree.basis_combine(V, S)
+
+    def leaf(rows, kept):
+        following = jax.lax.dynamic_slice_in_dim(rows, s.step, b)
+        return jnp.zeros_like(rows).at[:p].set(kept).at[p : p + b].set(following)
+
+    C = jnp.matmul(s.coupling, S, precision=jax.lax.Precision.HIGHEST)
+    H = jnp.zeros_like(s.H).at[:p, :p].set(jnp.diag(theta)).at[p : p + b, :p].set(C)
+    basis = jax.tree.map(leaf, s.basis, kept)
+    return s._replace(basis=basis, H=H, step=jnp.full_like(s.step, p), seed=s.seed + jnp.uint32(m))
 
 
-def _new_direction(V: PyTree, seed: jax.Array, like: PyTree) -> PyTree:
-    v = tree.hashed_normal(seed, like)
+def _orthogonalize(basis: PyTree, w: PyTree) -> tuple[PyTree, jax.Array]:
+    h = tree.basis_project(basis, w)
+    return optax.tree.sub(w, tree.basis_combine(basis, h, w)), h
+
+
+def _orthogonal(basis: PyTree, v: PyTree) -> PyTree:
+    """A unit vector: what of v is orthogonal to the basis."""
     for _ in range(2):
-        v, _h = _orthogonalize(V, v)
+        v, _h = _orthogonalize(basis, v)
         v = tree.scaled(1 / tree.norm(v), v)
     return v
+
+
+def _new_direction(s: Lanczos, like: PyTree, complete: jax.Array) -> PyTree:
+    """A random unit vector orthogonal to the basis, zero where that spans the whole space."""
+    v = tree.hashed_normal(s.seed + s.step.astype(jnp.uint32), like)
+    return jax.tree.map(lambda x: jnp.where(complete, 0, x), _orthogonal(s.basis, v))

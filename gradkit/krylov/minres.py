@@ -10,7 +10,7 @@ import optax
 
 from gradkit import tree
 from gradkit.krylov.cg import Solve
-from gradkit.krylov.drivers import Drive, in_jit
+from gradkit.krylov.drivers import Drive, chosen
 from gradkit.operators import Operator
 
 PyTree = Any
@@ -52,7 +52,7 @@ def minres(
     tol: float | jax.Array = 1e-5,
     max_steps: int | jax.Array | None = None,
     preconditioner: Operator | None = None,
-    drive: Drive = in_jit,
+    drive: Drive | None = None,
 ) -> Solve:
     """Solves A x = b from x = 0 by the minimum residual method: A may be indefinite or singular.
 
@@ -73,7 +73,7 @@ def minres(
         tol: relative tolerance: stop at ‖b − A x‖ ≤ tol ‖b‖.
         max_steps: most directions to use; 5 times the dimension by default.
         preconditioner: operator M ≈ |A|⁻¹, symmetric positive definite.
-        drive: `gk.in_jit` (default) or `gk.on_host`, how the loop is run.
+        drive: `gk.in_jit` or `gk.on_host`; by default what suits the operator.
 
     Returns:
         A `Solve`. Its `curvature` is the smallest rᵀAr / rᵀr among the residuals r met; with a
@@ -94,7 +94,8 @@ def minres(
     if max_steps is None:  # rounding delays the solution beyond step n
         max_steps = min(5 * A.dimension, jnp.iinfo(jnp.int32).max)
     operators = (A, preconditioner)
-    return result(A, b, drive(step, operators, init(operators, b, tol, max_steps), until=stops))
+    state = init(operators, b, tol, max_steps)
+    return result(A, b, chosen(drive)(step, operators, state, until=stops))
 
 
 @jax.jit
@@ -177,10 +178,14 @@ def stops(q: State) -> jax.Array:
     return ~(q.r_norm > q.goal) | (q.step >= q.max_steps) | q.stopped
 
 
-@jax.jit
 def result(A: Operator, b: PyTree, q: State) -> Solve:
     """Returns what the state has reached, with its residual measured by one product."""
-    residual_norm = tree.norm(optax.tree.sub(b, A.matvec(q.x)))
+    return _result(b, q, A @ q.x)
+
+
+@jax.jit
+def _result(b: PyTree, q: State, Ax: PyTree) -> Solve:
+    residual_norm = tree.norm(optax.tree.sub(b, Ax))
     return Solve(
         x=q.x,
         residual_norm=residual_norm,

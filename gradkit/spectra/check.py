@@ -104,7 +104,8 @@ def check_operator(A: Operator, *, key: jax.Array) -> OperatorCheck:
     u, v, w = _probes(key, leaves=tuple(leaves), structure=structure)
     Au, Av, Aw = A @ u, A @ v, A @ w
     # A new function object is a new trace: `A @ u` would run what was compiled before.
-    again = jax.jit(lambda A, u: A.matvec(u))(A, u) if isinstance(A, Operator) else A @ u
+    traceable = isinstance(A, Operator) and A.traceable
+    again = jax.jit(lambda A, u: A.matvec(u))(A, u) if traceable else A @ u
     return _defects((u, v), Au, Av, Aw, again)
 
 

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gradkit.krylov.drivers import Drive, in_jit
-from gradkit.krylov.lanczos import Lanczos, lanczos
+from gradkit.krylov.drivers import Drive
+from gradkit.krylov.lanczos import lanczos
 from gradkit.operators import Operator
-from gradkit.spectra.extremes import ritz
+from gradkit.spectra.extremes import RitzValues, ritz_values
 
 EXACT_DIMENSION = 500  # up to here all n Lanczos steps are taken, n² numbers of memory
 STEPS = 100
@@ -46,7 +46,7 @@ class Interval(NamedTuple):
 
 
 def condition_number(
-    A: Operator, *, key: jax.Array, shift: float | jax.Array = 0.0, drive: Drive = in_jit
+    A: Operator, *, key: jax.Array, shift: float | jax.Array = 0.0, drive: Drive | None = None
 ) -> Interval:
     """Returns an interval for the condition number max |λᵢ| / min |λⱼ| of A + shift · I.
 
@@ -65,27 +65,28 @@ def condition_number(
         A: symmetric operator of dimension n.
         key: random key of the start vector.
         shift: a multiple of the identity to add [the operator's unit].
-        drive: `gk.in_jit` (default) or `gk.on_host`.
+        drive: `gk.in_jit` or `gk.on_host`; by default what suits the operator.
     """
     n = A.dimension
     steps = n if n <= EXACT_DIMENSION else STEPS
-    return interval(lanczos(A, None, steps=steps, key=key, drive=drive), n, shift)
+    krylov = lanczos(A, None, steps=steps, key=key, drive=drive)
+    return interval(ritz_values(krylov, krylov.step), n, shift)
 
 
 @jax.jit
-def interval(krylov: Lanczos, n: int | jax.Array, shift: float | jax.Array = 0.0) -> Interval:
+def interval(ritz: RitzValues, n: int | jax.Array, shift: float | jax.Array = 0.0) -> Interval:
     """Returns what a decomposition from a random start says of an operator of dimension n.
 
     Args:
-        krylov: the decomposition of A.
+        ritz: the Ritz values of A.
         n: the dimension of A.
         shift: a multiple of the identity to add to A.
     """
-    theta, _, residuals = ritz(krylov)
+    theta, residuals, degree = ritz
     genuine = jnp.isfinite(residuals)
-    lowest, highest = theta[0], theta[krylov.step - 1]
+    lowest, highest = theta[0], theta[jnp.sum(genuine) - 1]
     eps = jnp.finfo(theta.dtype).eps
-    rounding = krylov.step * eps * jnp.maximum(jnp.abs(lowest), jnp.abs(highest))
+    rounding = degree * eps * jnp.maximum(jnp.abs(lowest), jnp.abs(highest))
     magnitude = jnp.abs(theta + shift)
     largest = jnp.max(jnp.where(genuine, magnitude, 0))
     smallest = jnp.min(jnp.where(genuine, magnitude, jnp.inf))
@@ -96,8 +97,8 @@ def interval(krylov: Lanczos, n: int | jax.Array, shift: float | jax.Array = 0.0
     lower = jnp.maximum(jnp.where(near > 0, far / near, jnp.where(far > 0, jnp.inf, 1)), 1)
 
     # An eigenvalue may lie outside [lowest, highest] by δ, with probability FAILURE at either end.
-    complete = krylov.step >= n
-    decay = jnp.log(1.648 * jnp.sqrt(n) * 2 / FAILURE) / (2 * krylov.step - 1)
+    complete = degree >= n
+    decay = jnp.log(1.648 * jnp.sqrt(n) * 2 / FAILURE) / (2 * degree - 1)
     share = jnp.minimum(decay**2, 0.5)
     delta = jnp.where(complete, 0, share / (1 - 2 * share) * (highest - lowest)) + rounding
     definite = (lowest + shift > delta) | (highest + shift < -delta)

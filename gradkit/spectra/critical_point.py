@@ -5,19 +5,23 @@ from __future__ import annotations
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from gradkit import tree
-from gradkit.krylov.drivers import Drive, in_jit
-from gradkit.krylov.lanczos import Lanczos, lanczos
+from gradkit.krylov.drivers import Drive
+from gradkit.krylov.lanczos import lanczos
 from gradkit.operators import Operator
 from gradkit.spectra.condition import EXACT_DIMENSION, STEPS
-from gradkit.spectra.extremes import Eigenpairs, Search, Wanted, eigenpairs, ritz
+from gradkit.spectra.extremes import (
+    Eigenpairs,
+    Wanted,
+    eigenpairs,
+    ended,
+    ritz_values,
+    zero_tol,
+)
 
 PyTree = Any
 Kind = Literal["minimum", "maximum", "saddle", "degenerate", "not_critical"]
-
-ROUNDINGS = 10
 
 
 class CriticalPoint(NamedTuple):
@@ -50,7 +54,7 @@ def critical_point(
     key: jax.Array,
     tol: float = 1e-5,
     steps: int | None = None,
-    drive: Drive = in_jit,
+    drive: Drive | None = None,
 ) -> CriticalPoint:
     """Returns the kind of the point with Hessian A and gradient `grad`, with its evidence.
 
@@ -74,7 +78,7 @@ def critical_point(
         key: random key of the start vector.
         tol: gradient norm up to which the point counts as critical [loss/param].
         steps: Lanczos steps, 1 to n; n by default up to 500 dimensions, and 100 beyond.
-        drive: `gk.in_jit` (default) or `gk.on_host`, which shows progress.
+        drive: `gk.in_jit` or `gk.on_host`; by default what suits the operator.
 
     Raises:
         ValueError: steps out of range, or `grad` not in the operator's domain.
@@ -91,22 +95,14 @@ def critical_point(
     if steps is None:
         steps = n if n <= EXACT_DIMENSION else STEPS
     krylov = lanczos(A, None, steps=steps, key=key, drive=drive)
-    ends, resolution, negative = _ends(A, krylov)
-    resolution, negative = float(resolution), int(negative)
+    theta = ritz_values(krylov, krylov.step)
+    resolution, negative = float(theta.resolution(n)), int(theta.negative(n))
+    wanted = Wanted(smallest=1, largest=1) if n > 1 else Wanted(largest=1)
+    ends = eigenpairs(A, ended(krylov, zero_tol(n, theta.values.dtype)), wanted=wanted, drive=drive)
     gradient_norm = float(tree.norm(grad))
     kind = _kind(gradient_norm <= tol, ends, resolution)
     evidence = _evidence(gradient_norm, tol, ends, resolution, negative, steps, n)
     return CriticalPoint(kind, gradient_norm, negative, evidence, ends, resolution)
-
-
-@jax.jit
-def _ends(A: Operator, krylov: Lanczos) -> tuple[Eigenpairs, jax.Array, jax.Array]:
-    theta, _, _ = ritz(krylov)
-    tol = jnp.asarray(ROUNDINGS * jnp.finfo(theta.dtype).eps * A.dimension**0.5, theta.dtype)
-    resolution = tol * jnp.max(jnp.abs(theta))
-    wanted = Wanted(smallest=1, largest=1) if A.dimension > 1 else Wanted(largest=1)
-    ends = eigenpairs(A, Search(krylov, tol, jnp.ones((), bool)), wanted=wanted)
-    return ends, resolution, jnp.sum(theta < -resolution)
 
 
 def _kind(critical: bool, ends: Eigenpairs, resolution: float) -> Kind:

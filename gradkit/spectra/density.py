@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from gradkit import tree
 from gradkit.krylov import three_term
-from gradkit.krylov.drivers import Drive, in_jit
+from gradkit.krylov.drivers import Drive, chosen
 from gradkit.krylov.three_term import ThreeTerm
 from gradkit.operators import Operator
 
@@ -87,7 +87,7 @@ class State(NamedTuple):
 
 
 def density(
-    A: Operator, *, key: jax.Array, probes: int = 10, steps: int = 80, drive: Drive = in_jit
+    A: Operator, *, key: jax.Array, probes: int = 10, steps: int = 80, drive: Drive | None = None
 ) -> Density:
     """Returns the spectral density of A by stochastic Lanczos quadrature.
 
@@ -104,7 +104,7 @@ def density(
         key: random key of the probes.
         probes: how many start vectors, uniform on the unit sphere.
         steps: Lanczos steps a probe, which resolve about 1/steps of the spectrum's length.
-        drive: `gk.in_jit` (default) or `gk.on_host`, which shows progress.
+        drive: `gk.in_jit` or `gk.on_host`; by default what suits the operator.
 
     Raises:
         ValueError: probes or steps below 1.
@@ -121,7 +121,7 @@ def density(
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
     state = _init(A, key, probes=probes, steps=steps)
-    return _result(A, drive(_advance, A, state, until=_stops))
+    return _result(A, chosen(drive)(_advance, A, state, until=_stops))
 
 
 @functools.partial(jax.jit, static_argnames=("probes", "steps"))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from gradkit import tree
-from gradkit.krylov.drivers import Drive, in_jit
+from gradkit.krylov.drivers import Drive
 from gradkit.operators import Operator
 from gradkit.spectra.samples import FEWEST, full, sampled
 from gradkit.spectra.trace import Estimate
@@ -16,7 +16,9 @@ from gradkit.spectra.trace import Estimate
 PyTree = Any
 
 
-def diagonal(A: Operator, *, key: jax.Array, probes: int = 100, drive: Drive = in_jit) -> Estimate:
+def diagonal(
+    A: Operator, *, key: jax.Array, probes: int = 100, drive: Drive | None = None
+) -> Estimate:
     """Returns the diagonal of A, the mean of z ⊙ Az over random signs z.
 
     The error of an entry is that of the rest of its row, √(Σⱼ≠ᵢ Aᵢⱼ² / probes); a diagonal A is
@@ -31,7 +33,7 @@ def diagonal(A: Operator, *, key: jax.Array, probes: int = 100, drive: Drive = i
         A: symmetric operator.
         key: random key of the probes.
         probes: how many; four times as many halve the error.
-        drive: `gk.in_jit` (default) or `gk.on_host`, which shows progress.
+        drive: `gk.in_jit` or `gk.on_host`; by default what suits the operator.
 
     Returns:
         An `Estimate` whose value and standard error are trees like the domain [the operator's

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from gradkit import tree
 from gradkit.krylov import lanczos
-from gradkit.krylov.drivers import Drive, in_jit
+from gradkit.krylov.drivers import Drive, chosen
 from gradkit.krylov.lanczos import Lanczos
 from gradkit.operators import Operator
 
@@ -22,6 +22,7 @@ Which = Literal["LA", "SA", "BE", "LM"]
 CHECK_EVERY = 10  # steps between two tests for convergence: each costs a small dense eigh
 # Rows of the first basis, and of the smallest eigh: 0.1 ms on a CPU, where 200 take 10 ms and more.
 SMALL_BLOCK = 48
+ROUNDINGS = 10  # of a product of n terms: up to so many times √n ε an eigenvalue is zero
 
 
 class Eigenpairs(NamedTuple):
@@ -43,11 +44,20 @@ class Eigenpairs(NamedTuple):
 
 
 class Search(NamedTuple):
-    """A Lanczos decomposition on its way to k converged Ritz pairs."""
+    """A Lanczos decomposition on its way to k converged Ritz pairs.
+
+    Attributes:
+        krylov: the decomposition.
+        tol: tolerance of a converged pair.
+        found: whether all pairs have converged.
+        products: products so far; `most`, to spend.
+    """
 
     krylov: Lanczos
     tol: jax.Array
     found: jax.Array
+    products: jax.Array
+    most: jax.Array
 
 
 def eigsh(
@@ -58,16 +68,24 @@ def eigsh(
     key: jax.Array,
     tol: float | jax.Array = 1e-5,
     max_products: int | None = None,
-    v0: PyTree | None = None,
-    drive: Drive = in_jit,
+    v0: PyTree | Eigenpairs | None = None,
+    basis: int | Basis | None = None,
+    block: int = 1,
+    drive: Drive | None = None,
 ) -> Eigenpairs:
     """Returns k eigenpairs at the ends of the spectrum of A, with residuals.
 
-    Source: Lanczos with full reorthogonalization; Parlett (1998), chapter 13.
-    Differs: a breakdown goes on in a new random direction, so that multiple eigenvalues are found.
+    An eigenvalue is found as often as it is multiple, up to `block` times; a further copy is found
+    only where the Krylov space of the start vectors is exhausted.
 
-    Cost: one product a step and k for the residuals; at most `max_products` + 3 trees of memory,
-    outside `jit` at most twice the steps taken, or 48.
+    Source: Lanczos with full reorthogonalization; Parlett (1998), chapter 13. With `basis`, thick
+    restarts of Wu & Simon (2000); with `block`, the band method of Ruhe (1979).
+    Differs: a breakdown goes on in a new random direction; values are Rayleigh quotients of the
+    vectors returned.
+
+    Cost: one product a step and k for the residuals; at most `max_products` + block + 2 trees of
+    memory, outside `jit` at most twice the steps taken, or 48; `basis` + block + 2 with `basis`,
+    and k more at the end.
 
     Args:
         A: symmetric operator of dimension n.
@@ -76,15 +94,20 @@ def eigsh(
             largest in magnitude, as SciPy's `eigsh`.
         key: random key of the start vector.
         tol: converged means a residual of at most tol times the largest |θ|.
-        max_products: most products to spend; by default the smaller of n + k and 20 k + 100.
-        v0: start vector; random by default. Eigenvectors orthogonal to it are not found.
-        drive: `gk.in_jit` (default) or `gk.on_host`, which shows progress.
+        max_products: most products to spend; by default the smaller of n + k and 20 k + 100, or ten
+            times the latter where a basis bounds the memory.
+        v0: start vector, or eigenpairs found earlier for a warm start; random by default.
+            Eigenvectors orthogonal to all start vectors are not found.
+        basis: most vectors to keep, or `gk.Basis(size, dtype)`. Twice k and more converge well.
+        block: start vectors in all, those beside v0 at random.
+        drive: `gk.in_jit` or `gk.on_host`; by default what suits the operator.
 
     Returns:
         `Eigenpairs`, in ascending order whatever `which`.
 
     Raises:
-        ValueError: k, which or max_products out of range, or v0 not in the operator's domain.
+        ValueError: k, which, max_products, basis or block out of range, or v0 not in the operator's
+            domain.
 
     Example:
         >>> import jax, jax.numpy as jnp, gradkit as gk
@@ -99,8 +122,32 @@ def eigsh(
     if which not in _WANTED:
         raise ValueError(f"which: expected one of {', '.join(_WANTED)}, got {which!r}")
     wanted = _WANTED[which](k)
-    state = search(A, wanted, key=key, tol=tol, max_products=max_products, v0=v0, drive=drive)
-    return eigenpairs(A, state, wanted=wanted)
+    state = search(
+        A,
+        wanted,
+        key=key,
+        tol=tol,
+        max_products=max_products,
+        v0=v0,
+        basis=basis,
+        block=block,
+        drive=drive,
+    )
+    return eigenpairs(A, state, wanted=wanted, drive=drive)
+
+
+class Basis(NamedTuple):
+    """How the vectors of a search are kept.
+
+    Attributes:
+        size: how many; the search restarts when there are so many.
+        dtype: in which they are stored; the operator's by default. In bfloat16 they take half the
+            memory, and residuals below 2⁻⁹ of the largest |θ| cannot be had; the error of an
+            eigenvalue is of the order of its residual squared over its distance from the others.
+    """
+
+    size: int | None = None
+    dtype: Any = None
 
 
 class Wanted(NamedTuple):
@@ -109,6 +156,11 @@ class Wanted(NamedTuple):
     smallest: int = 0
     largest: int = 0
     magnitude: int = 0
+
+    def padded(self, extra: int) -> Wanted:
+        """Returns so many more of the same kinds, in proportion."""
+        k = sum(self)
+        return Wanted(*(count + extra * count // k for count in self))
 
     def indices(self, theta: jax.Array, j: jax.Array) -> jax.Array:
         """Returns where they are among the first j of the ascending theta, in ascending order."""
@@ -133,32 +185,78 @@ def search(
     key: jax.Array,
     tol: float | jax.Array,
     max_products: int | None = None,
-    v0: PyTree | None = None,
-    drive: Drive = in_jit,
+    v0: PyTree | Eigenpairs | None = None,
+    basis: int | Basis | None = None,
+    block: int = 1,
+    drive: Drive | None = None,
 ) -> Search:
     """Returns the decomposition in which `eigsh` finds its pairs; arguments as there.
 
     Outside `jit` the basis begins small and doubles as it must: a step costs four passes over all
-    of it.
+    of it. When it may not grow further, it is restarted with the best Ritz vectors.
     """
     n, k = A.dimension, sum(wanted)
-    most = min(n + k, 20 * k + 100) if max_products is None else max_products
-    if most < 2 * k:
-        raise ValueError(
-            f"max_products: expected at least {2 * k}, k steps and k residuals, got {most}"
-        )
-    most_rows = min(most - k, n)
+    basis = basis if isinstance(basis, Basis) else Basis(basis)
+    most, most_rows = _limits(n, k, max_products, basis.size, block)
     traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((A, key, tol, v0)))
     begins_small = most_rows >= 2 * SMALL_BLOCK and not traced
     rows = min(max(SMALL_BLOCK, 3 * k), most_rows) if begins_small else most_rows
-    krylov = lanczos.init(A, v0, key, rows=rows)
-    state = Search(krylov, jnp.array(tol, krylov.alpha.dtype), jnp.zeros((), bool))
-    state = drive(_advance(wanted), A, state, until=_stops)
+    krylov = lanczos.init(A, _starts(A, v0, block), key, rows=rows, block=block, dtype=basis.dtype)
+    none, no = jnp.zeros((), jnp.int32), jnp.zeros((), bool)
+    state = Search(krylov, jnp.array(tol, krylov.H.dtype), no, none, jnp.full_like(none, most))
+
+    def run(state):
+        return chosen(drive)(_advance(wanted), A, state, until=_stops)
+
+    state = run(state)
     while rows < most_rows and not state.found:
         rows = min(2 * rows, most_rows)
-        state = state._replace(krylov=lanczos.extended(state.krylov, rows=rows))
-        state = drive(_advance(wanted), A, state, until=_stops)
+        state = run(state._replace(krylov=lanczos.extended(state.krylov, rows=rows)))
+    if most_rows == min(most, n):
+        return state
+    if traced:
+        again = functools.partial(_restarted, wanted=wanted)
+        return jax.lax.while_loop(lambda s: ~_ends(s), lambda s: run(again(s)), state)
+    while not _ends(state):
+        state = run(_restarted(state, wanted=wanted))
     return state
+
+
+def ended(krylov: Lanczos, tol: jax.Array) -> Search:
+    """Returns the search that a decomposition would be the end of."""
+    return Search(krylov, tol, jnp.ones((), bool), krylov.step, krylov.step)
+
+
+def _limits(n: int, k: int, max_products: int | None, size: int | None, block: int):
+    """The most products before the residuals, and the most rows of the basis."""
+    if max_products is None:
+        max_products = min(n + k, 20 * k + 100) if size is None else 10 * (20 * k + 100)
+    if max_products < 2 * k:
+        raise ValueError(
+            f"max_products: expected at least {2 * k}, k steps and k residuals, got {max_products}"
+        )
+    if not 1 <= block <= n:
+        raise ValueError(f"block: expected 1 to {n}, the dimension of the operator, got {block}")
+    least = min(k + block + 1, n)
+    if size is not None and size < least:
+        raise ValueError(
+            f"basis: expected at least {least}, k + block + 1 vectors to restart with, got {size}"
+        )
+    most = max_products - k
+    return most, min(most, n, n if size is None else size)
+
+
+def _starts(A: Operator, v0: PyTree | Eigenpairs | None, block: int) -> PyTree | None:
+    """At most `block` start vectors: v0, or sums of the eigenvectors found earlier."""
+    if v0 is None:
+        return None
+    if not isinstance(v0, Eigenpairs):
+        A.check(v0)
+        return jax.tree.map(lambda x: x[None], v0)
+    A.check(jax.eval_shape(lambda V: jax.tree.map(lambda x: x[0], V), v0.vectors))
+    k = v0.values.size
+    sums = jnp.arange(k)[:, None] % block == jnp.arange(min(block, k))
+    return tree.basis_combine(v0.vectors, sums.astype(v0.values.dtype))
 
 
 def ritz(s: Lanczos) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -167,9 +265,9 @@ def ritz(s: Lanczos) -> tuple[jax.Array, jax.Array, jax.Array]:
     `T S = S diag(θ)` and `‖A V S − V S diag(θ)‖` is ρ column by column. Of m rows only the first
     j = `s.step` are genuine: the others lie above all of those and have ρ = inf.
     """
-    margin = jnp.abs(s.alpha) + s.beta + jnp.roll(s.beta, 1)  # Gershgorin
-    padding = 1.01 * jnp.max(margin) + jnp.finfo(margin.dtype).tiny
-    T, m = s.tridiagonal(padding), s.alpha.size
+    T, m = s.projection(), s.rows
+    padding = 1.01 * jnp.max(jnp.sum(jnp.abs(T), axis=1)) + jnp.finfo(T.dtype).tiny  # Gershgorin
+    T = s.projection(padding)
 
     def leading(rows):
         theta, S = jnp.linalg.eigh(T[:rows, :rows])
@@ -179,9 +277,46 @@ def ritz(s: Lanczos) -> tuple[jax.Array, jax.Array, jax.Array]:
     sizes = _block_sizes(m)
     enough = jnp.searchsorted(jnp.array(sizes), s.step)
     theta, S = jax.lax.switch(enough, [functools.partial(leading, rows) for rows in sizes])
-    residuals = s.residual * jnp.abs(S[s.step - 1])
-    genuine = jnp.arange(theta.size) < s.step
-    return theta, S, jnp.where(genuine, residuals, jnp.inf)
+    residuals = jnp.linalg.norm(
+        jnp.matmul(s.coupling, S, precision=jax.lax.Precision.HIGHEST), axis=0
+    )
+    return theta, S, jnp.where(jnp.arange(m) < s.step, residuals, jnp.inf)
+
+
+class RitzValues(NamedTuple):
+    """Eigenvalues of the projection of A on a Krylov space.
+
+    Attributes:
+        values: ascending, shape (m,), those that are genuine first.
+        residuals: shape (m,): each has an eigenvalue of A that near; infinite beyond the genuine.
+        degree: dimension of the largest Krylov space of the start vector that they are as good as.
+    """
+
+    values: jax.Array
+    residuals: jax.Array
+    degree: jax.Array
+
+    def resolution(self, n: int | jax.Array) -> jax.Array:
+        """Returns the magnitude up to which an eigenvalue counts as zero: 10 √n ε max |θ|."""
+        theta = jnp.where(jnp.isfinite(self.residuals), self.values, 0)
+        return zero_tol(n, theta.dtype) * jnp.max(jnp.abs(theta))
+
+    def negative(self, n: int | jax.Array) -> jax.Array:
+        """Returns how many lie below −resolution: A has at least as many there, by interlacing."""
+        genuine = jnp.isfinite(self.residuals)
+        return jnp.sum(genuine & (self.values < -self.resolution(n)))
+
+
+def zero_tol(n: int | jax.Array, dtype: Any) -> jax.Array:
+    """Returns the resolution of eigenvalues near zero, relative to the largest magnitude."""
+    return jnp.asarray(ROUNDINGS * jnp.finfo(dtype).eps * n**0.5, dtype)
+
+
+@jax.jit
+def ritz_values(krylov: Lanczos, degree: jax.Array) -> RitzValues:
+    """Returns the Ritz values of a decomposition."""
+    theta, _, residuals = ritz(krylov)
+    return RitzValues(theta, residuals, degree)
 
 
 def _block_sizes(rows: int) -> tuple[int, ...]:
@@ -200,34 +335,80 @@ def _advance(wanted: Wanted) -> Callable[[Operator, Search], Search]:
 
     def advance(A: Operator, state: Search) -> Search:
         s = lanczos.step(A, state.krylov)
-        due = (s.step % CHECK_EVERY == 0) & (s.step >= sum(wanted)) | lanczos.stops(s)
+        state = state._replace(krylov=s, products=state.products + 1)
+        due = (s.step % CHECK_EVERY == 0) & (s.step >= sum(wanted)) | _stops(state)
         no = jnp.zeros((), bool)
-        found = jax.lax.cond(due, converged, lambda *_: no, s, state.tol)
-        return Search(s, state.tol, found)
+        return state._replace(found=jax.lax.cond(due, converged, lambda *_: no, s, state.tol))
 
     return advance
 
 
 def _stops(state: Search) -> jax.Array:
-    return state.found | lanczos.stops(state.krylov)
+    return _ends(state) | lanczos.stops(state.krylov)
+
+
+def _ends(state: Search) -> jax.Array:
+    return state.found | (state.products >= state.most)
+
+
+@functools.partial(jax.jit, static_argnames="wanted", donate_argnums=0)
+def _restarted(state: Search, *, wanted: Wanted) -> Search:
+    """Keeps the wanted Ritz vectors and a third as many of the others as there is room for."""
+    s = state.krylov
+    kept = wanted.padded((s.rows - s.block - sum(wanted)) // 3)
+    theta, S, _ = ritz(s)
+    i = kept.indices(theta, s.step)
+    return state._replace(krylov=lanczos.restarted(s, theta[i], S[:, i]))
 
 
 def _scale(theta: jax.Array, residuals: jax.Array) -> jax.Array:
     return jnp.max(jnp.where(jnp.isfinite(residuals), jnp.abs(theta), 0))
 
 
-@functools.partial(jax.jit, static_argnames="wanted")
-def eigenpairs(A: Operator, state: Search, *, wanted: Wanted) -> Eigenpairs:
+class _Measured(NamedTuple):
+    """Pairs of which the first i have their Rayleigh quotient and residual."""
+
+    pairs: Eigenpairs
+    i: jax.Array
+
+
+def eigenpairs(
+    A: Operator, state: Search, *, wanted: Wanted, drive: Drive | None = None
+) -> Eigenpairs:
     """Returns the wanted Ritz pairs of a search, with residuals measured by one product each."""
+    pairs, scale = _ritz_pairs(state, A.domain, wanted=wanted)
+    measured = _Measured(pairs, jnp.zeros_like(state.products))
+    pairs = chosen(drive)(_measure, A, measured, until=_all_measured).pairs
+    return pairs._replace(converged=pairs.residuals <= state.tol * scale)
+
+
+def _ritz_pairs(state: Search, domain: PyTree, *, wanted: Wanted) -> tuple[Eigenpairs, jax.Array]:
+    shapes, structure = jax.tree.flatten(domain)
+    return _ritz_pairs_like(state, wanted=wanted, shapes=tuple(shapes), structure=structure)
+
+
+@functools.partial(jax.jit, static_argnames=("wanted", "shapes", "structure"))
+def _ritz_pairs_like(state: Search, *, wanted: Wanted, shapes: tuple, structure: Any):
     s = state.krylov
     theta, S, residuals = ritz(s)
     i = wanted.indices(theta, s.step)
-    values, vectors = theta[i], tree.basis_combine(s.V, S[:, i])
+    V = jax.tree.map(lambda rows: rows[: s.rows], s.basis)
+    vectors = tree.basis_combine(V, S[:, i], structure.unflatten(shapes))
+    norms = jnp.sqrt(jax.vmap(tree.inner)(vectors, vectors))
+    vectors = jax.vmap(tree.scaled)(1 / norms, vectors)
+    pairs = Eigenpairs(theta[i], vectors, residuals[i], residuals[i] < 0, state.products + i.size)
+    return pairs, _scale(theta, residuals)
 
-    def residual(pair):
-        value, v = pair
-        return tree.norm(tree.add_scaled(A.matvec(v), -value, v))
 
-    measured = jax.lax.map(residual, (values, vectors))
-    converged = measured <= state.tol * _scale(theta, residuals)
-    return Eigenpairs(values, vectors, measured, converged, s.step + i.size)
+def _measure(A: Operator, s: _Measured) -> _Measured:
+    pairs, i = s
+    x = tree.basis_row(pairs.vectors, i, A.domain)
+    y = A.matvec(x)
+    theta = tree.inner(x, y)  # the Rayleigh quotient, x being a unit vector
+    residual = tree.norm(tree.add_scaled(y, -theta, x))
+    values, residuals = pairs.values.at[i].set(theta), pairs.residuals.at[i].set(residual)
+    return _Measured(pairs._replace(values=values, residuals=residuals), i + 1)
+
+
+def _all_measured(s: _Measured) -> jax.Array:
+    return s.i >= s.pairs.values.size

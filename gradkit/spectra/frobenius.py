@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from gradkit import tree
-from gradkit.krylov.drivers import Drive, in_jit
+from gradkit.krylov.drivers import Drive
 from gradkit.operators import Operator
 from gradkit.spectra.samples import FEWEST, sampled, settled
 from gradkit.spectra.trace import Estimate
@@ -22,7 +22,7 @@ def frobenius_norm(
     key: jax.Array,
     tol: float | jax.Array = 0.01,
     max_products: int = 1000,
-    drive: Drive = in_jit,
+    drive: Drive | None = None,
 ) -> Estimate:
     """Returns ‖A‖_F = √(Σ λᵢ²), the root of the mean of ‖Az‖² over random signs z.
 
@@ -37,7 +37,7 @@ def frobenius_norm(
         key: random key of the probes.
         tol: converged means a standard error of at most tol · ‖A‖_F; 0 spends all products.
         max_products: most products to spend.
-        drive: `gk.in_jit` (default) or `gk.on_host`, which shows progress.
+        drive: `gk.in_jit` or `gk.on_host`; by default what suits the operator.
 
     Returns:
         An `Estimate` [the operator's unit]. A tolerance not met and NaN are values in it.

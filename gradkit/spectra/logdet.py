@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from gradkit.krylov import three_term
-from gradkit.krylov.drivers import Drive, in_jit
+from gradkit.krylov.drivers import Drive
 from gradkit.operators import Operator
 from gradkit.spectra.density import Density, density
 from gradkit.spectra.samples import FEWEST, standard_error
@@ -21,7 +21,7 @@ def logdet(
     shift: float | jax.Array = 0.0,
     probes: int = 10,
     steps: int = 50,
-    drive: Drive = in_jit,
+    drive: Drive | None = None,
 ) -> Estimate:
     """Returns log det(A + shift · I) = tr log(A + shift · I) by stochastic Lanczos quadrature.
 
@@ -43,7 +43,7 @@ def logdet(
         shift: a multiple of the identity to add [the operator's unit].
         probes: how many start vectors; four times as many halve the standard error.
         steps: Lanczos steps a probe, at least 2.
-        drive: `gk.in_jit` (default) or `gk.on_host`, which shows progress.
+        drive: `gk.in_jit` or `gk.on_host`; by default what suits the operator.
 
     Returns:
         An `Estimate`, dimensionless. Its value is NaN where a node θ + shift is not positive to

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from gradkit import tree
-from gradkit.krylov.drivers import Drive
+from gradkit.krylov.drivers import Drive, chosen
 from gradkit.operators import Operator
 
 PyTree = Any
@@ -67,7 +67,7 @@ def sampled(
     most: int,
     until: Callable[[Samples], jax.Array],
     tol: float | jax.Array = 0.0,
-    drive: Drive,
+    drive: Drive | None,
 ) -> Samples:
     """Returns the mean of sample(A, z) over random signs z.
 
@@ -78,9 +78,10 @@ def sampled(
         most: most probes to use.
         until: `full` or `settled`.
         tol: relative tolerance for `settled`.
-        drive: `gk.in_jit` or `gk.on_host`.
+        drive: `gk.in_jit`, `gk.on_host`, or None for what suits the operator.
     """
-    return drive(_include(sample), (A, key), _none(sample, A, tol, most), until=until)
+    start = _none(sample, A, tol, most)
+    return chosen(drive)(_include(sample), (A, key), start, until=until)
 
 
 def full(s: Samples) -> jax.Array:
@@ -119,7 +120,7 @@ def rademacher(key: jax.Array, domain: PyTree) -> PyTree:
 
 @functools.partial(jax.jit, static_argnames="sample")
 def _none(sample: Callable, A: Operator, tol: Any, most: Any) -> Samples:
-    like = jax.eval_shape(sample, A, A.domain)
+    like = jax.eval_shape(sample, Operator(_same, A.domain), A.domain)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
     return Samples(
         mean=zeros,
@@ -128,6 +129,10 @@ def _none(sample: Callable, A: Operator, tol: Any, most: Any) -> Samples:
         tol=jnp.array(tol, tree.scalar_dtype(zeros)),
         most=jnp.array(most, jnp.int32),
     )
+
+
+def _same(v: PyTree) -> PyTree:
+    return v
 
 
 @functools.cache

@@ -5,12 +5,44 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax
+import jax.core
+import jax.numpy as jnp
 
-from gradkit.krylov.drivers import Drive, in_jit
+from gradkit.krylov.drivers import Drive
 from gradkit.operators import Operator
+from gradkit.spectra.check import check_operator
 from gradkit.spectra.condition import Interval, interval
 from gradkit.spectra.density import Density, density
-from gradkit.spectra.extremes import Eigenpairs, Wanted, eigenpairs, search
+from gradkit.spectra.extremes import (
+    Basis,
+    Eigenpairs,
+    RitzValues,
+    Wanted,
+    eigenpairs,
+    ritz_values,
+    search,
+)
+from gradkit.spectra.samples import FEWEST, standard_error
+from gradkit.spectra.trace import Estimate
+
+
+class Negatives(NamedTuple):
+    """How many eigenvalues lie below −resolution.
+
+    Attributes:
+        at_least: so many are certain, up to rounding: there are as many Ritz values (Cauchy).
+        estimate: by the density; NaN without one.
+        stderr: its standard error over the probes.
+        quadrature: by how much the quadrature may be off besides, the weight of the two nodes
+            next to −resolution (Chebyshev, Markov, Stieltjes).
+        resolution: eigenvalues of at most this magnitude count as zero [the operator's unit].
+    """
+
+    at_least: jax.Array
+    estimate: jax.Array
+    stderr: jax.Array
+    quadrature: jax.Array
+    resolution: jax.Array
 
 
 class Spectrum(NamedTuple):
@@ -19,16 +51,30 @@ class Spectrum(NamedTuple):
     Attributes:
         largest: the `top` largest eigenpairs, ascending.
         smallest: the `bottom` smallest, ascending.
-        density: the spectral density.
+        density: the spectral density; None without probes.
         condition: interval for the condition number.
+        negative: the number of negative eigenvalues.
+        trace, frobenius: trace and Frobenius norm from the products of the density; NaN where
+            there are fewer than 4 probes.
+        ritz: the Ritz values that ends, condition number and `negative` rest on.
+        dimension: n.
         products: products with the operator in all.
     """
 
     largest: Eigenpairs
     smallest: Eigenpairs
-    density: Density
+    density: Density | None
     condition: Interval
+    negative: Negatives
+    trace: Estimate
+    frobenius: Estimate
+    ritz: RitzValues
+    dimension: int
     products: jax.Array
+
+    def shifted_condition(self, shift: float | jax.Array) -> Interval:
+        """Returns the interval for the condition number of A + shift · I, without a product."""
+        return interval(self.ritz, self.dimension, shift)
 
 
 def spectrum(
@@ -40,40 +86,102 @@ def spectrum(
     probes: int = 10,
     steps: int = 80,
     tol: float | jax.Array = 1e-5,
-    drive: Drive = in_jit,
+    max_products: int | None = None,
+    basis: int | Basis | None = None,
+    check: bool = True,
+    drive: Drive | None = None,
 ) -> Spectrum:
-    """Returns both ends of the spectrum of A, its density and its condition number.
+    """Returns both ends of the spectrum of A, its density and all that follows from them.
 
-    One Lanczos run serves both ends and the condition number.
+    One Lanczos run serves both ends, the condition number and the count of negative eigenvalues;
+    the probes of the density serve trace, Frobenius norm and the estimate of that count.
 
-    Cost: as `eigsh` with k = top + bottom, and `density`.
+    Cost: as `eigsh` with k = top + bottom, and `density`; 4 products for the check.
 
     Args:
         A: symmetric operator of dimension n.
         key: random key.
         top: how many of the largest eigenvalues.
         bottom: how many of the smallest; more than there are is all.
-        probes: start vectors for the density.
+        probes: start vectors for the density; 0 for none.
         steps: Lanczos steps a probe.
         tol: eigenpairs are converged at a residual of tol times the largest |θ|.
-        drive: `gk.in_jit` (default) or `gk.on_host`, which shows progress.
+        max_products: most products to spend on the ends, as for `eigsh`.
+        basis: most vectors to keep, as for `eigsh`.
+        check: test the operator first, by `check_operator`; left out inside `jit`.
+        drive: `gk.in_jit` or `gk.on_host`; by default what suits the operator.
 
     Raises:
-        ValueError: top, bottom, probes or steps out of range.
+        ValueError: top, bottom, probes or steps out of range, or the operator failed the check: it
+            is not linear, not symmetric, not repeatable, or its products are not finite.
     """
     n = A.dimension
-    for name, value in (("top", top), ("bottom", bottom)):
-        if value < 1:
-            raise ValueError(f"{name}: expected at least 1, got {value}")
+    for name, value, least in (("top", top, 1), ("bottom", bottom, 1), ("probes", probes, 0)):
+        if value < least:
+            raise ValueError(f"{name}: expected at least {least}, got {value}")
+    check_key, ends_key, density_key = jax.random.split(key, 3)
+    checked = check and not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((A, key)))
+    if checked:
+        _require_sound(A, check_key)
     largest, smallest = Wanted(largest=min(top, n)), Wanted(smallest=min(bottom, n))
     both = Wanted(smallest=bottom, largest=top) if top + bottom < n else Wanted(largest=n)
-    ends_key, density_key = jax.random.split(key)
-    found = search(A, both, key=ends_key, tol=tol, drive=drive)
-    curve = density(A, key=density_key, probes=probes, steps=steps, drive=drive)
-    return Spectrum(
-        largest=eigenpairs(A, found, wanted=largest),
-        smallest=eigenpairs(A, found, wanted=smallest),
-        density=curve,
-        condition=interval(found.krylov, n),
-        products=found.krylov.step + min(top, n) + min(bottom, n) + curve.products,
+    found = search(
+        A, both, key=ends_key, tol=tol, max_products=max_products, basis=basis, drive=drive
     )
+    ritz = ritz_values(found.krylov, jnp.minimum(found.products, found.krylov.rows))
+    curve = None
+    if probes:
+        curve = density(A, key=density_key, probes=probes, steps=steps, drive=drive)
+    ends = [eigenpairs(A, found, wanted=wanted, drive=drive) for wanted in (largest, smallest)]
+    spent = found.products + min(top, n) + min(bottom, n) + (4 if checked else 0)
+    return Spectrum(
+        *ends,
+        density=curve,
+        condition=interval(ritz, n),
+        negative=_negatives(curve, ritz, n),
+        trace=_moment(curve, n, power=1),
+        frobenius=_moment(curve, n, power=2),
+        ritz=ritz,
+        dimension=n,
+        products=spent if curve is None else spent + curve.products,
+    )
+
+
+def _require_sound(A: Operator, key: jax.Array) -> None:
+    check = check_operator(A, key=key)
+    if not check.ok:
+        raise ValueError(
+            "the operator is not a symmetric linear map that gives the same product twice, and has "
+            f"no spectrum to compute (check=False goes on all the same):\n{check.report()}"
+        )
+
+
+def _negatives(curve: Density | None, ritz: RitzValues, n: int) -> Negatives:
+    resolution = ritz.resolution(n)
+    estimate = stderr = quadrature = jnp.full_like(resolution, jnp.nan)
+    if curve is not None:
+        below = curve.nodes < -resolution
+        counts = n * jnp.sum(jnp.where(below, curve.weights, 0), axis=1)
+        estimate, stderr = _mean(counts)
+        last, weights = jnp.sum(below, axis=1), jnp.pad(curve.weights, ((0, 0), (1, 1)))
+        beside = jnp.take_along_axis(weights, jnp.stack([last, last + 1], axis=1), axis=1)
+        quadrature = n * jnp.mean(jnp.sum(beside, axis=1))
+    return Negatives(ritz.negative(n), estimate, stderr, quadrature, resolution)
+
+
+def _moment(curve: Density | None, n: int, *, power: int) -> Estimate:
+    """(Σ λᵖ)^(1/p): vᵀA v and vᵀA²v of each probe are moments of its quadrature rule."""
+    if curve is None or len(curve.nodes) < FEWEST:
+        nan = jnp.asarray(jnp.nan)
+        return Estimate(nan, nan, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
+    mean, stderr = _mean(n * jnp.sum(curve.weights * curve.nodes**power, axis=1))
+    if power == 2:
+        root = jnp.sqrt(mean)
+        mean, stderr = root, jnp.where(root > 0, stderr / (2 * root), stderr)
+    return Estimate(mean, stderr, curve.products, jnp.isfinite(mean))
+
+
+def _mean(samples: jax.Array) -> tuple[jax.Array, jax.Array]:
+    mean, m = jnp.mean(samples), samples.size
+    squares = jnp.sum((samples - mean) ** 2)
+    return mean, standard_error(squares, m) if m >= FEWEST else jnp.full_like(mean, jnp.nan)

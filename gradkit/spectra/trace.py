@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from gradkit import tree
-from gradkit.krylov.drivers import Drive, in_jit
+from gradkit.krylov.drivers import Drive, chosen
 from gradkit.operators import Operator
 from gradkit.spectra import xtrace
 from gradkit.spectra.samples import FEWEST, sampled, settled
@@ -39,7 +39,7 @@ def trace(
     tol: float | jax.Array = 0.01,
     max_products: int | None = None,
     method: Literal["hutchinson", "xtrace"] = "hutchinson",
-    drive: Drive = in_jit,
+    drive: Drive | None = None,
 ) -> Estimate:
     """Returns the trace of A, estimated from products with random vectors.
 
@@ -63,7 +63,7 @@ def trace(
         tol: converged means a standard error of at most tol · |trace|; 0 spends all products.
         max_products: most products to spend; by default 1000, for "xtrace" 200.
         method: "hutchinson" or "xtrace".
-        drive: `gk.in_jit` (default) or `gk.on_host`, which shows progress.
+        drive: `gk.in_jit` or `gk.on_host`; by default what suits the operator.
 
     Returns:
         An `Estimate` [the operator's unit]. A tolerance not met and NaN are values in it.
@@ -89,7 +89,9 @@ def trace(
     return run(A, key=key, tol=tol, most=most, drive=drive)
 
 
-def _hutchinson(A: Operator, *, key: jax.Array, tol: Any, most: int, drive: Drive) -> Estimate:
+def _hutchinson(
+    A: Operator, *, key: jax.Array, tol: Any, most: int, drive: Drive | None
+) -> Estimate:
     s = sampled(_quadratic_form, A, key=key, tol=tol, most=most, until=settled, drive=drive)
     return _estimate(s.mean, s.stderr, s.probes, s.tol)
 
@@ -98,9 +100,9 @@ def _quadratic_form(A: Operator, z: PyTree) -> jax.Array:
     return tree.inner(z, A.matvec(z))
 
 
-def _xtrace(A: Operator, *, key: jax.Array, tol: Any, most: int, drive: Drive) -> Estimate:
+def _xtrace(A: Operator, *, key: jax.Array, tol: Any, most: int, drive: Drive | None) -> Estimate:
     state = xtrace.init(A, tol, rows=min(most // 2, A.dimension + 1))
-    s = drive(xtrace.step, (A, key), state, until=xtrace.stops)
+    s = chosen(drive)(xtrace.step, (A, key), state, until=xtrace.stops)
     return _estimate(s.value, s.stderr, s.products, s.tol)
 
 

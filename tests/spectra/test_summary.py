@@ -46,6 +46,58 @@ def test_tiny_operators_give_what_there_is(dtype, n):
     assert found.condition.value == pytest.approx(n, rel=1e-4)
 
 
+def test_counts_and_moments_come_from_the_same_products(dtype):
+    exact = np.concatenate([np.linspace(-1, -0.1, 30), np.linspace(0.1, 2, 270), [20.0]])
+    diagonal = jnp.asarray(exact, dtype)
+    A = gk.Operator(jax.tree_util.Partial(jnp.multiply, diagonal), diagonal)
+    found = gk.spectrum(A, key=jax.random.key(0), top=1, bottom=2, probes=20, steps=40)
+    negative = found.negative
+    assert 2 <= negative.at_least <= 30
+    assert abs(negative.estimate - 30) <= 4 * negative.stderr + negative.quadrature
+    assert 0 < negative.stderr < 10
+    assert abs(found.trace.value - exact.sum()) <= 4 * found.trace.stderr
+    assert abs(found.frobenius.value - np.linalg.norm(exact)) <= 4 * found.frobenius.stderr
+    assert 0 < found.frobenius.stderr < found.frobenius.value
+    shifted = found.shifted_condition(1.5)
+    assert shifted.lower <= 21.5 / 0.5 <= shifted.upper < 60
+    assert found.condition.upper == np.inf
+
+
+def test_without_probes_there_is_one_short_run(dtype):
+    diagonal = jnp.concatenate([jnp.linspace(-0.1, 1, 500), jnp.array([9.0])]).astype(dtype)
+    A = gk.Operator(jax.tree_util.Partial(jnp.multiply, diagonal), diagonal)
+    options = {"top": 1, "bottom": 1, "probes": 0, "max_products": 42, "check": False}
+    found = gk.spectrum(A, key=jax.random.key(0), tol=1e-6, **options)
+    assert found.products <= 42
+    assert found.density is None
+    assert found.negative.at_least >= 1
+    assert np.isnan(found.negative.estimate)
+    assert np.isnan(found.trace.value)
+    assert not found.trace.converged
+    condition = found.shifted_condition(0.2)
+    assert condition.lower <= 9.2 / 0.1 <= condition.upper < np.inf
+
+
+def test_what_is_no_symmetric_operator_is_refused_with_its_cause(network):
+    A = gk.Operator(lambda v: jax.tree.map(jnp.abs, v), network.params)
+    with pytest.raises(ValueError, match=r"linearity .* the map is not linear"):
+        gk.spectrum(A, key=jax.random.key(0))
+    found = gk.spectrum(A, key=jax.random.key(0), top=1, bottom=1, probes=0, check=False)
+    assert np.isfinite(found.largest.values).all()
+
+
+def test_it_works_inside_jit(network):
+    @jax.jit
+    def both(params):
+        A = gk.hessian(network.loss, params, network.batch)
+        return gk.spectrum(A, key=jax.random.key(0), top=1, bottom=1, probes=4, steps=10)
+
+    found = both(network.params)
+    exact = np.linalg.eigvalsh(network.hessian)
+    assert found.largest.values[0] == pytest.approx(exact[-1], rel=1e-3)
+    assert found.dimension == len(exact)
+
+
 @pytest.mark.parametrize("name", ["top", "bottom"])
 def test_counts_below_one_are_refused(network, name):
     A = gk.hessian(network.loss, network.params, network.batch)

@@ -1,0 +1,157 @@
+"""A driver that keeps its state on disk, and goes on from there in another process."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gradkit import tree
+from gradkit.files import replacing
+from gradkit.krylov.drivers import Drive, Step, Until, on_host, operators
+
+PyTree = Any
+
+
+class Resumable:
+    """A driver for one computation; see `resumable`."""
+
+    def __init__(self, path: str | os.PathLike[str], every: float, drive: Drive):
+        self.path, self.every, self.drive = Path(path), every, drive
+        self.stage = 0
+
+    def __call__(
+        self,
+        step: Step,
+        A: Any,
+        state: PyTree,
+        *,
+        until: Until,
+        watch: Callable[[PyTree], None] | None = None,
+    ) -> PyTree:
+        """Runs the recurrence from where it was, and saves its state now and at the end."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        file = self.path / f"stage-{self.stage:03d}.npz"
+        self.stage += 1
+        origin = _origin(A, state)
+        if file.exists():
+            state = _restored(file, state, origin)
+        saved = time.monotonic()
+
+        def keep(state):
+            nonlocal saved
+            if watch is not None:
+                watch(state)
+            if time.monotonic() - saved >= self.every:
+                _save(file, state, origin)
+                saved = time.monotonic()
+
+        state = self.drive(step, A, state, until=until, watch=keep)
+        _save(file, state, origin)
+        return state
+
+    def remove(self) -> None:
+        """Deletes what is saved, once it is no longer needed."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def resumable(
+    path: str | os.PathLike[str], *, every: float = 10.0, drive: Drive = on_host
+) -> Resumable:
+    """Returns a driver that saves its state under `path` and goes on from what is saved there.
+
+    For one call of one function, such as `gk.spectrum(A, ..., drive=gk.resumable("state"))`: called
+    again with the same arguments after an interruption, it gives the same numbers to the last bit.
+    Call `remove` on the driver when the result is safe.
+
+    Cost: one product, by which the operator is recognized; on disk, the state of each recurrence.
+
+    Args:
+        path: a folder, made if it is missing.
+        every: seconds between two saves.
+        drive: the driver below, `gk.on_host` with whatever it is bound to.
+
+    Raises:
+        ValueError: what is saved is damaged, or belongs to another operator or other arguments;
+            raised by the calls of the driver.
+
+    Example:
+        >>> import tempfile, jax, jax.numpy as jnp, gradkit as gk
+        >>> A = gk.Operator(lambda v: jnp.arange(100.0) * v, jnp.zeros(100))
+        >>> drive = gk.resumable(tempfile.mkdtemp())
+        >>> first = gk.eigsh(A, 3, key=jax.random.key(0), drive=drive)
+        >>> again = gk.eigsh(A, 3, key=jax.random.key(0), drive=gk.resumable(drive.path))
+        >>> bool((first.values == again.values).all())
+        True
+        >>> drive.remove()
+    """
+    if not every >= 0:
+        raise ValueError(f"every: expected seconds, at least 0, got {every}")
+    return Resumable(path, every, drive)
+
+
+def _origin(A: Any, state: PyTree) -> dict[str, np.ndarray]:
+    """What a computation is recognized by: its start, and two figures of each operator."""
+    digest = hashlib.sha256()
+    for x in _arrays(state).values():
+        digest.update(f"{x.dtype}{x.shape}".encode())
+        digest.update(x.tobytes())
+    figures = []
+    for B in operators(A):
+        u = tree.hashed_normal(jnp.uint32(0), B.domain)
+        Bu = B @ u
+        figures += [float(tree.inner(u, Bu)), float(tree.norm(Bu))]
+    start = np.frombuffer(digest.digest(), np.uint8)
+    return {"start": start, "operator": np.array(figures)}
+
+
+def _arrays(state: PyTree) -> dict[str, np.ndarray]:
+    """The leaves by number, as NumPy keeps them: random keys as their data."""
+
+    def plain(x):
+        is_key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+        return np.asarray(jax.random.key_data(x) if is_key else x)
+
+    return {f"leaf-{i:03d}": plain(x) for i, x in enumerate(jax.tree.leaves(state))}
+
+
+def _save(file: Path, state: PyTree, origin: dict[str, np.ndarray]) -> None:
+    with replacing(file) as opened:
+        np.savez(opened, **origin, **_arrays(state))
+
+
+def _restored(file: Path, state: PyTree, origin: dict[str, np.ndarray]) -> PyTree:
+    try:
+        with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as saved:
+            found = {name: saved[name] for name in saved.files}
+    except Exception as error:  # zip, zlib and numpy each have their own for a damaged file
+        raise ValueError(
+            f"{file}: a damaged saved state ({error}): delete {file.parent} to begin anew"
+        ) from None
+    figures, differs = found.get("operator"), "arguments"
+    if np.array_equal(found.get("start"), origin["start"]):
+        near = figures is not None and np.allclose(figures, origin["operator"], rtol=1e-4)
+        differs = None if near else "operator"
+    if differs:
+        raise ValueError(
+            f"{file}: saved by a computation with another {differs}. Call with the same to go on, "
+            f"or delete {file.parent} to begin anew"
+        )
+    leaves, structure = jax.tree.flatten(state)
+    return structure.unflatten(
+        [_like(found[name], x) for name, x in zip(_arrays(state), leaves, strict=True)]
+    )
+
+
+def _like(array: np.ndarray, x: jax.Array) -> jax.Array:
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(x))
+    return jax.device_put(array.view(x.dtype), x.sharding)
