@@ -46,7 +46,7 @@ def on_host(
     *,
     until: Until,
     watch: Callable[[PyTree], None] | None = None,
-    state_on: jax.Device | None = None,
+    state_on: Any = None,
 ) -> PyTree:
     """Returns the first state for which `until` holds, from a Python loop over a compiled step.
 
@@ -119,7 +119,8 @@ def _replayed(step: Step) -> tuple[Callable, Callable]:
         def filled(B):
             if not isinstance(B, Operator):
                 return B
-            return Operator(functools.partial(matvec, B.matvec.func.number), B.domain)
+            hole: Any = B.matvec
+            return Operator(functools.partial(matvec, hole.func.number), B.domain)
 
         return step(jax.tree.map(filled, frame, is_leaf=_is_operator), state)
 

@@ -124,8 +124,9 @@ def _arrays(state: PyTree) -> dict[str, np.ndarray]:
 
 
 def _save(file: Path, state: PyTree, origin: dict[str, np.ndarray]) -> None:
+    arrays: dict[str, Any] = origin | _arrays(state)
     with replacing(file) as opened:
-        np.savez(opened, **origin, **_arrays(state))
+        np.savez(opened, **arrays)
 
 
 def _restored(file: Path, state: PyTree, origin: dict[str, np.ndarray]) -> PyTree:
@@ -136,11 +137,11 @@ def _restored(file: Path, state: PyTree, origin: dict[str, np.ndarray]) -> PyTre
         raise ValueError(
             f"{file}: a damaged saved state ({error}): delete {file.parent} to begin anew"
         ) from None
-    figures, differs = found.get("operator"), "arguments"
-    if np.array_equal(found.get("start"), origin["start"]):
-        near = figures is not None and np.allclose(figures, origin["operator"], rtol=1e-4)
-        differs = None if near else "operator"
-    if differs:
+    nothing = np.array(np.nan)
+    same = np.array_equal(found.get("start", nothing), origin["start"])
+    near = np.allclose(found.get("operator", nothing), origin["operator"], rtol=1e-4)
+    if not (same and near):
+        differs = "operator" if same else "arguments"
         raise ValueError(
             f"{file}: saved by a computation with another {differs}. Call with the same to go on, "
             f"or delete {file.parent} to begin anew"

@@ -13,6 +13,7 @@ from gradkit.operators import Operator
 from gradkit.spectra.condition import EXACT_DIMENSION, STEPS
 from gradkit.spectra.extremes import (
     Eigenpairs,
+    RitzValues,
     Wanted,
     eigenpairs,
     ended,
@@ -95,12 +96,20 @@ def critical_point(
     if steps is None:
         steps = n if n <= EXACT_DIMENSION else STEPS
     krylov = lanczos(A, None, steps=steps, key=key, drive=drive)
-    theta = ritz_values(krylov, krylov.step)
-    resolution, negative = float(theta.resolution(n)), int(theta.negative(n))
+    ritz = ritz_values(krylov, krylov.step)
     wanted = Wanted(smallest=1, largest=1) if n > 1 else Wanted(largest=1)
-    ends = eigenpairs(A, ended(krylov, zero_tol(n, theta.values.dtype)), wanted=wanted, drive=drive)
+    ends = eigenpairs(A, ended(krylov, zero_tol(n, ritz.values.dtype)), wanted=wanted, drive=drive)
+    return classified(grad, ends, ritz, n, tol=tol)
+
+
+def classified(
+    grad: PyTree, ends: Eigenpairs, ritz: RitzValues, n: int, *, tol: float
+) -> CriticalPoint:
+    """Returns what kind of point has this gradient, these extreme eigenpairs and Ritz values."""
+    resolution, negative = float(ritz.resolution(n)), int(ritz.negative(n))
     gradient_norm = float(tree.norm(grad))
     kind = _kind(gradient_norm <= tol, ends, resolution)
+    steps = int(ritz.degree)
     evidence = _evidence(gradient_norm, tol, ends, resolution, negative, steps, n)
     return CriticalPoint(kind, gradient_norm, negative, evidence, ends, resolution)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.core
@@ -12,6 +12,7 @@ from gradkit.krylov.drivers import Drive
 from gradkit.operators import Operator
 from gradkit.spectra.check import check_operator
 from gradkit.spectra.condition import Interval, interval
+from gradkit.spectra.critical_point import CriticalPoint, classified
 from gradkit.spectra.density import Density, density
 from gradkit.spectra.extremes import (
     Basis,
@@ -24,6 +25,8 @@ from gradkit.spectra.extremes import (
 )
 from gradkit.spectra.samples import FEWEST, standard_error
 from gradkit.spectra.trace import Estimate
+
+PyTree = Any
 
 
 class Negatives(NamedTuple):
@@ -75,6 +78,26 @@ class Spectrum(NamedTuple):
     def shifted_condition(self, shift: float | jax.Array) -> Interval:
         """Returns the interval for the condition number of A + shift · I, without a product."""
         return interval(self.ritz, self.dimension, shift)
+
+    def critical_point(self, grad: PyTree, *, tol: float = 1e-5) -> CriticalPoint:
+        """Returns the kind of the point with this Hessian and gradient, without a product.
+
+        Args:
+            grad: the gradient at the same point, a tree like the operator's domain.
+            tol: gradient norm up to which the point counts as critical [loss/param].
+        """
+        ends = ((self.smallest, 0), (self.largest, -1))[-min(2, self.dimension) :]
+        values, vectors, residuals, converged = (
+            jax.tree.map(lambda *x: jnp.stack(x), *field)
+            for field in zip(*(_picked(pairs, i) for pairs, i in ends), strict=True)
+        )
+        pairs = Eigenpairs(values, vectors, residuals, converged, self.products)
+        return classified(grad, pairs, self.ritz, self.dimension, tol=tol)
+
+
+def _picked(pairs: Eigenpairs, i: int) -> list[PyTree]:
+    fields = pairs.values, pairs.vectors, pairs.residuals, pairs.converged
+    return [jax.tree.map(lambda x: x[i], field) for field in fields]
 
 
 def spectrum(

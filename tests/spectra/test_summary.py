@@ -86,6 +86,20 @@ def test_what_is_no_symmetric_operator_is_refused_with_its_cause(network):
     assert np.isfinite(found.largest.values).all()
 
 
+@pytest.mark.parametrize("values", [[-1.0, 2.0, 3.0], [1.0, 2.0, 3.0], [-3.0], [0.0, 1.0]])
+def test_the_kind_of_point_is_that_of_its_own_function(dtype, values):
+    diagonal = jnp.asarray(values, dtype)
+    A = gk.Operator(jax.tree_util.Partial(jnp.multiply, diagonal), diagonal)
+    grad = jnp.zeros_like(diagonal)
+    found = gk.spectrum(A, key=jax.random.key(0), probes=0).critical_point(grad)
+    alone = gk.critical_point(A, grad, key=jax.random.key(0))
+    assert found.kind == alone.kind
+    assert found.negative == alone.negative == sum(value < 0 for value in values)
+    np.testing.assert_allclose(found.ends.values, alone.ends.values, atol=1e-5)
+    moved = gk.spectrum(A, key=jax.random.key(0), probes=0).critical_point(grad + 1)
+    assert moved.kind == "not_critical"
+
+
 def test_it_works_inside_jit(network):
     @jax.jit
     def both(params):
