@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from gradkit.krylov.drivers import Drive
 from gradkit.krylov.lanczos import lanczos
 from gradkit.operators import Operator
-from gradkit.spectra.extremes import RitzValues, ritz_values
+from gradkit.spectra.ritz import RitzValues, ritz_values
 
 EXACT_DIMENSION = 500  # up to here all n Lanczos steps are taken, n² numbers of memory
 STEPS = 100

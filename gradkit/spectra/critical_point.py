@@ -11,15 +11,8 @@ from gradkit.krylov.drivers import Drive
 from gradkit.krylov.lanczos import lanczos
 from gradkit.operators import Operator
 from gradkit.spectra.condition import EXACT_DIMENSION, STEPS
-from gradkit.spectra.extremes import (
-    Eigenpairs,
-    RitzValues,
-    Wanted,
-    eigenpairs,
-    ended,
-    ritz_values,
-    zero_tol,
-)
+from gradkit.spectra.extremes import Eigenpairs, Wanted, eigenpairs, ended
+from gradkit.spectra.ritz import RitzValues, ritz_values, zero_tol
 
 PyTree = Any
 Kind = Literal["minimum", "maximum", "saddle", "degenerate", "not_critical"]

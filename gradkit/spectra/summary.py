@@ -14,15 +14,8 @@ from gradkit.spectra.check import check_operator
 from gradkit.spectra.condition import Interval, interval
 from gradkit.spectra.critical_point import CriticalPoint, classified
 from gradkit.spectra.density import Density, density
-from gradkit.spectra.extremes import (
-    Basis,
-    Eigenpairs,
-    RitzValues,
-    Wanted,
-    eigenpairs,
-    ritz_values,
-    search,
-)
+from gradkit.spectra.extremes import Basis, Eigenpairs, Wanted, eigenpairs, search
+from gradkit.spectra.ritz import RitzValues, ritz_values
 from gradkit.spectra.samples import FEWEST, standard_error
 from gradkit.spectra.trace import Estimate
 
