@@ -376,16 +376,16 @@ def contours(axes, loss: Callable, x: tuple, y: tuple) -> None:
     axes.set(xlim=x, ylim=y)
 
 
-FIGURES = {
-    figure.__name__: figure
-    for figure in (momentum, adaptive, clipping, decay, schedules, composition)
-}
+def write(*figures: Callable[[], Figure]) -> None:
+    """Writes each figure under its name, in ink on white paper, whatever the page around it."""
+    for figure in figures:
+        (FOLDER / f"{figure.__name__}.svg").write_text(_drawn(figure), "utf-8")
 
 
-def drawn(name: str) -> str:
-    """The figure as the text of an SVG file: ink on white paper, whatever the page around it."""
+def _drawn(figure: Callable[[], Figure]) -> str:
+    name = figure.__name__
     with drawing(name):
-        text = to_svg(FIGURES[name](), name)
+        text = to_svg(figure(), name)
     text = text.replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
     text = text.replace('<svg style="', f'<svg style="color: {TEXT}; ', 1)
     opening = text.index(">", text.index("<svg")) + 1
@@ -394,5 +394,4 @@ def drawn(name: str) -> str:
 
 
 if __name__ == "__main__":
-    for figure in FIGURES:
-        (FOLDER / f"{figure}.svg").write_text(drawn(figure), "utf-8")
+    write(momentum, adaptive, clipping, decay, schedules, composition)

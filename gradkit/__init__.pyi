@@ -6,6 +6,8 @@ from gradkit.core import Point as Point
 from gradkit.core import Problem as Problem
 from gradkit.core import apply_gradients as apply_gradients
 from gradkit.core import observe as observe
+from gradkit.curvature.batches import micro_batched as micro_batched
+from gradkit.curvature.batches import streamed as streamed
 from gradkit.curvature.blocks import block_diagonal as block_diagonal
 from gradkit.curvature.blocks import blocks as blocks
 from gradkit.curvature.fisher import empirical_fisher as empirical_fisher

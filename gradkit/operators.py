@@ -82,8 +82,8 @@ class Operator:
             return _apply(self, v)
         if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(v)):
             raise TypeError(
-                "A @ v: this operator takes data from the host and cannot be traced; apply it "
-                "outside jit, vmap and grad, or build it from one batch or by gk.micro_batched"
+                "A @ v: this operator is made of products in Python and cannot be traced; apply it "
+                "outside jit, vmap and grad, or build it from arrays within them"
             )
         return self.matvec(v)
 

@@ -83,7 +83,7 @@ def test_the_report_reads_the_record_and_nothing_else():
 def test_the_check_sees_what_it_should():
     assert "krylov.cg" in imported("optimizers.newton_cg")
     assert "report.page" in imported("runner.cli")
-    assert "spectra.summary" in imported("runner.spectrum")
+    assert "spectra.summary" in imported("runner.part")
 
 
 def test_no_public_name_is_that_of_a_package_or_top_level_module():

@@ -19,6 +19,7 @@ from jax.tree_util import Partial
 
 from gradkit import tree
 from gradkit.core import Problem, as_problem
+from gradkit.curvature.batches import examples
 from gradkit.curvature.gauss_newton import Jacobian, congruence, outputs_at, parted, with_outputs
 from gradkit.operators import Operator
 
@@ -26,7 +27,7 @@ PyTree = Any
 
 
 def empirical_fisher(
-    problem: Problem | Callable, params: PyTree, batch: PyTree, *, linearize: bool = True
+    problem: Problem | Callable, params: PyTree, batch: PyTree, *, linearize: bool | None = None
 ) -> Operator:
     """Returns the operator F v = (1/n) Σᵢ gᵢ gᵢᵀ v, with gᵢ the gradient of the loss on example i.
 
@@ -46,7 +47,8 @@ def empirical_fisher(
             what depends on the other examples, as batch normalization does, loses sight of them.
         params: tree of floating-point parameters θ.
         batch: tree of arrays with one leading axis of n examples.
-        linearize: keep the residuals of the losses (default), or recompute them in each product.
+        linearize: keep the residuals of the losses, or recompute them in each product. By default,
+            keep them if they take a quarter of the memory at most, as `gauss_newton` does.
 
     Returns:
         An `Operator` on trees like `params` [loss²/param²], positive semidefinite.
@@ -61,7 +63,7 @@ def empirical_fisher(
         >>> F @ jnp.array([1.0, 1.0])
         Array([2., 3.], dtype=float32)
     """
-    n = _examples("empirical_fisher: the batch", batch, "(examples, ...)")
+    n = examples(batch, "empirical_fisher: the batch")
     losses = Partial(_losses, as_problem(problem), batch)
     covariance = Partial(_covariance, jnp.ones((1, n)))
     return congruence(losses, covariance, params, linearize=linearize)
@@ -75,7 +77,7 @@ def fisher(
     key: jax.Array,
     likelihood: str,
     samples: int = 1,
-    linearize: bool = True,
+    linearize: bool | None = None,
 ) -> Operator:
     """Returns the operator F v = (1/(n·samples)) Σ Jᵢᵀ s sᵀ Jᵢ v, a sampled Fisher matrix.
 
@@ -100,7 +102,8 @@ def fisher(
         likelihood: "categorical" (outputs are logits, classes on their last axis), "bernoulli"
             (logits), or "normal" (means, unit variance: the criterion is half the squared error).
         samples: labels drawn for each example; the error falls as 1/√(n·samples).
-        linearize: keep the residuals of the model (default), or recompute them in each product.
+        linearize: keep the residuals of the model, or recompute them in each product. By default,
+            keep them if they take a quarter of the memory at most, as `gauss_newton` does.
 
     Returns:
         An `Operator` on trees like `params` [1/param²], positive semidefinite.
@@ -154,24 +157,12 @@ def _outer_products(scores: PyTree, u: PyTree) -> PyTree:
     return jax.tree.map(combined, scores, u)
 
 
-def _examples(what: str, arrays: PyTree, expected: str) -> int:
-    """The length of the leading axis of all arrays, if they have one and the axes expected."""
-    leaves = jax.tree_util.tree_leaves_with_path(arrays)
-    shapes = {tree.path_name(path): jnp.shape(x) for path, x in leaves}
-    axes = expected.count(",")  # the dots stand for none or more
-    lengths = {shape[:1] for shape in shapes.values()}
-    if len(lengths) != 1 or min(map(len, shapes.values())) < axes:
-        got = ", ".join(f"{name} {shape}".strip() for name, shape in shapes.items())
-        raise ValueError(f"{what}: expected arrays of shape {expected}, got {got or 'none'}")
-    return min(lengths)[0]
-
-
 @functools.partial(jax.jit, static_argnames=("likelihood", "samples"))
 def _scores(outputs: Partial, params: PyTree, key: Any, likelihood: str, samples: int) -> PyTree:
     """The scores of so many labels for each example: leading axes (samples, n)."""
     z = jax.tree.map(tree.wide, parted(outputs(params))[0])
     classes = ", ..., classes)" if likelihood == "categorical" else ", ...)"
-    _examples("fisher: the outputs", z, "(examples" + classes)
+    examples(z, "fisher: the outputs", "(examples" + classes)
     leaves, structure = jax.tree.flatten(z)
 
     def draw(key):

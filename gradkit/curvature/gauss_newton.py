@@ -10,13 +10,15 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from gradkit.core import Problem, as_problem
+from gradkit.curvature.hessian import linearized_gradient
+from gradkit.curvature.memory import fits
 from gradkit.operators import Operator
 
 PyTree = Any
 
 
 def gauss_newton(
-    problem: Problem, params: PyTree, batch: PyTree, *, linearize: bool = True
+    problem: Problem, params: PyTree, batch: PyTree, *, linearize: bool | None = None
 ) -> Operator:
     """Returns the operator G v = Jᵀ H_c J v, the Gauss–Newton matrix of one batch at `params`.
 
@@ -29,8 +31,8 @@ def gauss_newton(
     descent"; Martens (2010), "Deep learning via Hessian-free optimization".
 
     Differs: J is the transpose of Jᵀ, the model's vjp, so that one pass through the model serves
-    both, and a model with a `jax.custom_vjp`, which has no jvp, is as good as another. Its backward
-    rule must be linear to JAX: one that calls a further `custom_vjp` cannot be transposed.
+    both, and a model with a `jax.custom_vjp`, which has no jvp, is as good as another. Where its
+    backward rule calls a further one and has no transpose, J is the derivative of Jᵀ u in u.
 
     Cost: with `linearize`, one pass through the model and its residuals (all activations of the
     batch) kept in memory, then 4 matrix products a dense layer for each product; without, no
@@ -43,8 +45,9 @@ def gauss_newton(
             leaves that are not floating-point, such as predicted classes, are held constant.
         params: tree of floating-point parameters θ.
         batch: whatever the problem takes; weighting is the criterion's own.
-        linearize: linearize model and criterion once and re-apply them (default), or recompute
-            them in each product, for models whose residuals do not fit in memory.
+        linearize: linearize model and criterion once and re-apply them, or recompute them in each
+            product. By default the former if the residuals, counted from their shapes as if on one
+            device, take a quarter of the device's memory at most (of the machine's, for a CPU).
 
     Returns:
         An `Operator` on trees like `params` [loss/param²].
@@ -67,27 +70,26 @@ def gauss_newton(
     return congruence(outputs, H_c, params, linearize=linearize)
 
 
-def congruence(function: Partial, middle: Partial, params: PyTree, *, linearize: bool) -> Operator:
+def congruence(
+    function: Partial, middle: Partial, params: PyTree, *, linearize: bool | None
+) -> Operator:
     """Returns the operator v ↦ Jᵀ M J v, with J the Jacobian of `function` at `params`.
 
     Args:
         function: from trees like `params` to the outputs.
         middle: from J to M, a `Partial` on trees like `J.outputs`.
         params: tree of floating-point parameters.
-        linearize: keep J and M, or recompute them in each product.
+        linearize: keep J and M, or recompute them in each product; None: keep them if they fit.
     """
-    build = _linearized if linearize else _recomputed
-    return Operator(build(function, middle, params), params)
+    args = function, middle, params
+    keep = fits(_linearized, *args) if linearize is None else linearize
+    return Operator(_linearized(*args) if keep else Partial(_product, *args), params)
 
 
 @jax.jit
 def _linearized(function: Partial, middle: Partial, params: PyTree) -> Partial:
     J = jacobian(function, params)
     return Partial(_around, J, middle(J))
-
-
-def _recomputed(function: Partial, middle: Partial, params: PyTree) -> Partial:
-    return Partial(_product, function, middle, params)
 
 
 def _product(function: Partial, middle: Partial, params: PyTree, v: PyTree) -> PyTree:
@@ -103,7 +105,7 @@ def _criterion_hessian(problem: Problem, batch: PyTree, J: Jacobian) -> Callable
     def criterion(z):
         return problem.criterion(_joined(z, J.constant), batch)  # pyright: ignore[reportOptionalCall]
 
-    return jax.linearize(jax.grad(criterion), J.outputs)[1]
+    return linearized_gradient(jax.grad(criterion), J.outputs)
 
 
 class Jacobian(NamedTuple):
@@ -121,7 +123,12 @@ class Jacobian(NamedTuple):
 
     def forward(self, v: PyTree) -> PyTree:
         """Returns J v, a tree like `outputs`."""
-        return jax.linear_transpose(self.backward, self.outputs)(v)[0]
+        try:
+            return jax.linear_transpose(self.backward, self.outputs)(v)[0]
+        except NotImplementedError as error:
+            if "custom_vjp" not in str(error):
+                raise
+            return jax.vjp(self.backward, jax.tree.map(jnp.zeros_like, self.outputs))[1](v)[0]
 
     def backward(self, u: PyTree) -> PyTree:
         """Returns Jᵀ u, a tree like the parameters."""

@@ -7,33 +7,40 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Jaxpr, primitives, subjaxprs
 from jax.tree_util import Partial
 
 from gradkit.core import Problem, as_problem
+from gradkit.curvature.memory import fits
 from gradkit.operators import Operator
 
 PyTree = Any
 
 
 def hessian(
-    problem: Problem | Callable, params: PyTree, batch: PyTree, *, linearize: bool = True
+    problem: Problem | Callable, params: PyTree, batch: PyTree, *, linearize: bool | None = None
 ) -> Operator:
     """Returns the operator H v = ∇(∇f(θ)ᵀ v), the Hessian of the loss on one batch at `params`.
 
     Source: Pearlmutter (1994), "Fast exact multiplication by the Hessian", as forward-over-reverse
     differentiation: the derivative of the gradient in the direction v.
 
+    Differs: where a rule of a `jax.custom_vjp` calls a function that has one, often itself, the
+    gradient has no forward derivative. It is differentiated in reverse then, which gives Hᵀ v.
+
     Cost: with `linearize`, one gradient and its residuals (all activations of the batch) kept in
     memory, then 6 matrix products a dense layer for each product; without, no memory between
-    products, and 8 matrix products a layer.
+    products, and 8 matrix products a layer. Reverse over reverse makes as many, and is slower on
+    convolutions on a CPU.
 
     Args:
         problem: a `Problem`, or a plain `loss(params, batch)`. Anything random in it must be
             frozen, or the map is not linear: pass fixed keys and batch statistics in the batch.
         params: tree of floating-point parameters θ.
         batch: whatever the problem takes; weighting is the loss's own.
-        linearize: linearize the gradient once and re-apply it (default), or recompute it in each
-            product, for models whose residuals do not fit in memory.
+        linearize: linearize the gradient once and re-apply it, or recompute it in each product. By
+            default the former if the residuals, counted from their shapes as if on one device,
+            take a quarter of the device's memory at most (of the machine's, for a CPU).
 
     Returns:
         An `Operator` on trees like `params` [loss/param²], equal to `jax.hessian` to rounding.
@@ -44,21 +51,50 @@ def hessian(
         >>> H @ jnp.array([1.0, 0.0])
         Array([12.,  4.], dtype=float32)
     """
-    build = _linearized if linearize else _recomputed
-    return Operator(build(as_problem(problem), params, batch), params)
+    args = as_problem(problem), params, batch
+    keep = fits(_linearized, *args) if linearize is None else linearize
+    return Operator(_linearized(*args) if keep else Partial(_product, *args), params)
 
 
 @jax.jit
 def _linearized(problem: Problem, params: PyTree, batch: PyTree) -> Callable:
-    return jax.linearize(Partial(_gradient, problem, batch), params)[1]
-
-
-def _recomputed(problem: Problem, params: PyTree, batch: PyTree) -> Partial:
-    return Partial(_product, problem, params, batch)
+    return linearized_gradient(Partial(_gradient, problem, batch), params)
 
 
 def _product(problem: Problem, params: PyTree, batch: PyTree, v: PyTree) -> PyTree:
-    return jax.jvp(Partial(_gradient, problem, batch), (params,), (v,))[1]
+    gradient = Partial(_gradient, problem, batch)
+
+    @jax.jit
+    def forward(v):
+        return jax.jvp(gradient, (params,), (v,))[1]  # not linearized: scans keep less
+
+    if _has_no_value(forward.trace(v).jaxpr.jaxpr):
+        return _in_reverse(gradient, params)(v)
+    return forward(v)
+
+
+def linearized_gradient(gradient: Callable[[PyTree], PyTree], params: PyTree) -> Callable:
+    """Returns v ↦ H v as a pytree of residuals, H the symmetric derivative of `gradient`."""
+    product = jax.linearize(gradient, params)[1]
+    if _has_no_value(jax.make_jaxpr(product)(params).jaxpr):
+        return _in_reverse(gradient, params)
+    return product
+
+
+def _has_no_value(jaxpr: Jaxpr) -> bool:
+    """Whether it holds the forward derivative of a `custom_vjp`: one to transpose, not to run."""
+    here = any(equation.primitive is primitives.custom_lin_p for equation in jaxpr.eqns)
+    return here or any(map(_has_no_value, subjaxprs(jaxpr)))
+
+
+def _in_reverse(gradient: Callable[[PyTree], PyTree], params: PyTree) -> Callable:
+    """v ↦ Hᵀ v, which needs no forward derivative."""
+    return Partial(_transposed, jax.vjp(gradient, params)[1])
+
+
+def _transposed(pullback: Callable, v: PyTree) -> PyTree:
+    (product,) = pullback(jax.tree.map(jnp.conj, v))  # of complex leaves vjp has the conjugates
+    return jax.tree.map(jnp.conj, product)
 
 
 def _gradient(problem: Problem, batch: PyTree, params: PyTree) -> PyTree:

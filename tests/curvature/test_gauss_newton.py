@@ -46,6 +46,33 @@ def custom():
     return gk.Problem(predict=predict_with(tanh), criterion=criterion)
 
 
+@jax.custom_vjp
+def multiplied(c, g):
+    return c * g
+
+
+multiplied.defvjp(lambda c, g: (c * g, (c, g)), lambda cg, u: (cg[1] * u, cg[0] * u))
+
+
+@jax.custom_vjp
+def nested(x):
+    return jnp.tanh(x)
+
+
+nested.defvjp(lambda x: (nested(x), nested(x)), lambda y, g: (multiplied(1 - y**2, g),))
+
+
+@pytest.fixture
+def deep():
+    """Custom rules that call custom rules, in the model and in the criterion."""
+
+    def strange(outputs, batch):
+        labels, squares = outputs["rest"]
+        return criterion({"z": jnp.arctanh(nested(outputs["z"])), "rest": [labels, squares]}, batch)
+
+    return gk.Problem(predict=predict_with(nested), criterion=strange)
+
+
 @pytest.fixture
 def exact(network):
     """Jᵀ H_c J from jax.jacobian and jax.hessian in float64, labels as constants."""
@@ -68,7 +95,7 @@ def exact(network):
         return np.asarray(J.T @ H @ J)
 
 
-@pytest.mark.parametrize("model", ["problem", "custom"])
+@pytest.mark.parametrize("model", ["problem", "custom", "deep"])
 def test_equals_the_dense_matrix(network, exact, eps, model, request):
     problem, scale = request.getfixturevalue(model), np.abs(exact).max()
     for linearize in (True, False):

@@ -63,6 +63,93 @@ def test_a_custom_vjp_is_differentiated_through():
     np.testing.assert_allclose(H.dense(), np.diag([6.0, 12.0]), rtol=1e-6)
 
 
+@jax.custom_vjp
+def product(c, g):
+    return c * g
+
+
+product.defvjp(lambda c, g: (c * g, (c, g)), lambda cg, u: (cg[1] * u, cg[0] * u))
+
+
+@jax.custom_vjp
+def calls_itself(x):
+    return jnp.sin(x)
+
+
+calls_itself.defvjp(lambda x: (calls_itself(x), jnp.cos(x)), lambda c, g: (c * g,))
+
+
+@jax.custom_vjp
+def calls_another(x):
+    return jnp.sin(x)
+
+
+calls_another.defvjp(lambda x: (jnp.sin(x), jnp.cos(x)), lambda c, g: (product(c, g),))
+
+
+def plainly(sine, x):
+    return sine(x)
+
+
+def in_a_scan(sine, x):
+    return jax.lax.scan(lambda x, _: (sine(x), None), x, None, length=1)[0]
+
+
+def in_a_cond(sine, x):
+    return jax.lax.cond(x[0] > -9, sine, jnp.cos, x)
+
+
+def rematerialized(sine, x):
+    return jax.checkpoint(sine)(x)
+
+
+@pytest.mark.parametrize("around", [plainly, in_a_scan, in_a_cond, rematerialized])
+@pytest.mark.parametrize("sine", [jnp.sin, calls_itself, calls_another])
+def test_a_custom_vjp_without_a_forward_derivative(sine, around, eps, dtype):
+    """f = Σ x₀ sin²(x): what calls a custom_vjp in its rules is differentiated in reverse twice."""
+    x = jnp.asarray([0.3, -1.2, 2.0], dtype)
+
+    def loss(x, batch):
+        return x[0] * jnp.sum(around(sine, x) ** 2)
+
+    t = np.asarray(x, np.float64)
+    exact = np.diag(2 * t[0] * np.cos(2 * t))
+    exact[0] += np.sin(2 * t)
+    exact[:, 0] += np.sin(2 * t)
+    for linearize in (True, False):
+        H = gk.hessian(loss, x, None, linearize=linearize)
+        np.testing.assert_allclose(H.dense(), exact, atol=50 * eps)
+    in_jit = jax.jit(lambda x: gk.hessian(loss, x, None) @ x)(x)
+    np.testing.assert_allclose(in_jit, exact @ t, atol=50 * eps)
+
+
+def test_in_reverse_complex_parameters_count_as_pairs_of_reals():
+    def loss(z, sine):
+        return jnp.sum(sine(jnp.abs(z) ** 2) + jnp.real(z * jnp.array([1j, 2.0])) ** 2)
+
+    z, v = jnp.array([1 + 2j, 0.5 - 1j]), jnp.array([0.3 - 1j, 2.0 + 0.1j])
+    expected = gk.hessian(lambda z, _: loss(z, jnp.sin), z, None) @ v
+    for linearize in (True, False):
+        H = gk.hessian(lambda z, _: loss(z, calls_itself), z, None, linearize=linearize)
+        np.testing.assert_allclose(H @ v, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("sine", [jnp.sin, calls_itself])
+@pytest.mark.parametrize(("linearize", "first", "inner"), [(True, 2, 6), (False, 4, 9)])
+def test_costs_the_matrix_products_that_the_docstring_says(sine, linearize, first, inner):
+    """8 without linearizing: XLA leaves out one of the 9, whose result nobody reads."""
+
+    def loss(weights, x):
+        for w in weights:
+            x = sine(x @ w)
+        return jnp.sum(x**4)
+
+    weights, x = [jnp.ones((2, 2))] * 3, jnp.ones((5, 2))
+    H = gk.hessian(loss, weights, x, linearize=linearize)
+    text = str(jax.make_jaxpr(H.matvec)(weights))
+    assert text.count("dot_general[") == first + 2 * inner
+
+
 def test_nan_is_a_value(network):
     params = jax.tree.map(lambda x: x * jnp.nan, network.params)
     product = gk.hessian(network.loss, params, network.batch) @ network.params
