@@ -105,6 +105,7 @@ from gradkit.transforms.schedules import warmup_stable_decay as warmup_stable_de
 from gradkit.transforms.selection import by_path as by_path
 from gradkit.transforms.selection import masked as masked
 from gradkit.transforms.selection import partition as partition
+from gradkit.transforms.sharpness import track_sharpness as track_sharpness
 from gradkit.transforms.stacking import stack_small_leaves as stack_small_leaves
 
 __version__: str

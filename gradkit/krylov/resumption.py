@@ -106,7 +106,7 @@ def _origin(A: Any, state: PyTree) -> dict[str, np.ndarray]:
         digest.update(x.tobytes())
     figures = []
     for B in operators(A):
-        u = tree.hashed_normal(jnp.uint32(0), B.domain)
+        u = jax.jit(lambda seed, domain=B.domain: tree.hashed_normal(seed, domain))(jnp.uint32(0))
         Bu = B @ u
         figures += [float(tree.inner(u, Bu)), float(tree.norm(Bu))]
     start = np.frombuffer(digest.digest(), np.uint8)

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradkit.report.quantities import finite, number, percent, seconds, with_error
-from gradkit.runner.record import Record
+from gradkit.runner.record import Record, Spectrum
 
 CENTRAL = 0.98  # the share of the mass that is called the bulk
 
 
 @dataclass(frozen=True)
 class SpectrumReading:
-    """What the recorded spectrum shows; None stands for what it does not tell.
+    """What a spectrum shows; None stands for what it does not tell.
 
     Attributes:
         largest: the largest eigenvalue found.
@@ -43,23 +43,24 @@ class SpectrumReading:
     one: float | None = None
 
 
-def read_spectrum(record: Record) -> SpectrumReading:
-    """The reading of the recorded spectrum."""
-    spectrum = record.spectrum or {}
-    top, bottom = extremes(record, "largest"), extremes(record, "smallest")
-    width = finite((spectrum.get("density") or {}).get("width"))
-    parameters = finite(spectrum.get("parameters") or record.env.get("parameters"))
+def read_spectrum(spectrum: Spectrum | None) -> SpectrumReading:
+    """The reading of a spectrum; an empty one of None."""
+    if spectrum is None:
+        return SpectrumReading()
+    top, bottom = extremes(spectrum, "largest"), extremes(spectrum, "smallest")
+    width = finite((spectrum.values.get("density") or {}).get("width"))
+    parameters = finite(spectrum.values.get("parameters"))
     one = 1 / (parameters * width * math.sqrt(2 * math.pi)) if parameters and width else None
-    bulk = _bulk(record)
-    outliers, more = _outliers(record, bulk, parameters)
-    negative, negative_error = _mass_below(record, None if width is None else -width)
+    bulk = _bulk(spectrum)
+    outliers, more = _outliers(spectrum, bulk, parameters)
+    negative, negative_error = _mass_below(spectrum, None if width is None else -width)
     return SpectrumReading(
         largest=top[0][0] if top else None,
         smallest=bottom[0][0] if bottom else None,
         bulk=bulk,
         outliers=outliers,
         more=more,
-        resolution=_resolution(record),
+        resolution=_resolution(spectrum),
         negative=negative,
         negative_error=negative_error,
         width=width,
@@ -67,12 +68,12 @@ def read_spectrum(record: Record) -> SpectrumReading:
     )
 
 
-def extremes(record: Record, end: str) -> list[tuple[float, float, bool]]:
+def extremes(spectrum: Spectrum, end: str) -> list[tuple[float, float, bool]]:
     """Value, residual and convergence of the eigenvalues at one end, from the end inwards.
 
     A residual that was not recorded is infinite: nothing is known about that value.
     """
-    listed = (record.spectrum or {}).get(end) or {}
+    listed = spectrum.values.get(end) or {}
     values = listed.get("values") or []
     residuals = listed.get("residuals") or []
     converged = listed.get("converged") or []
@@ -96,6 +97,9 @@ def spectrum_sentence(reading: SpectrumReading) -> str:
 def outcome_sentence(record: Record) -> str:
     """How the run ended: accuracy, steps and time, or what is missing."""
     summary = record.summary
+    if not record.config_text and record.env.get("task"):
+        params = record.env.get("params")
+        return f"Curvature of the task {record.env['task']}" + (f" at {params}." if params else ".")
     if summary is None:
         if not record.metrics:
             return "Unfinished: no step has been recorded yet."
@@ -151,12 +155,12 @@ def _negative_words(reading: SpectrumReading) -> str:
     return f"{share} of the mass lies below {edge}"
 
 
-def _bulk(record: Record) -> tuple[float, float] | None:
+def _bulk(spectrum: Spectrum) -> tuple[float, float] | None:
     """The nodes between which the central 98 % of the mass lies."""
-    quadrature = _quadrature(record)
-    if quadrature is None:
+    rule = quadrature(spectrum)
+    if rule is None:
         return None
-    nodes, weights = (array.ravel() for array in quadrature)
+    nodes, weights = (array.ravel() for array in rule)
     order = np.argsort(nodes)
     below = np.cumsum(weights[order]) / weights.sum()
     first, last = np.searchsorted(below, ((1 - CENTRAL) / 2, (1 + CENTRAL) / 2))
@@ -164,10 +168,10 @@ def _bulk(record: Record) -> tuple[float, float] | None:
 
 
 def _outliers(
-    record: Record, bulk: tuple[float, float] | None, parameters: float | None
+    spectrum: Spectrum, bulk: tuple[float, float] | None, parameters: float | None
 ) -> tuple[int | None, bool]:
     """How many of the largest eigenvalues are outliers, and whether there are more of them."""
-    top = extremes(record, "largest")
+    top = extremes(spectrum, "largest")
     if bulk is None or parameters is None or not top:
         return None, False
     edge = bulk[1] + max(bulk[1] - bulk[0], 1e-6 * abs(top[0][0]))
@@ -175,34 +179,34 @@ def _outliers(
     if len(beyond) < len(top):
         return len(beyond), False
     value, error = beyond[-1]
-    below, _ = _mass_below(record, value - max(error, 1e-3 * abs(value)))
-    inside, _ = _mass_below(record, edge)
+    below, _ = _mass_below(spectrum, value - max(error, 1e-3 * abs(value)))
+    inside, _ = _mass_below(spectrum, edge)
     between = 0.0 if below is None or inside is None else parameters * (below - inside)
     return len(beyond), between > 0.5
 
 
-def _resolution(record: Record) -> float | None:
-    quadrature = _quadrature(record)
-    if quadrature is None:
+def _resolution(spectrum: Spectrum) -> float | None:
+    rule = quadrature(spectrum)
+    if rule is None:
         return None
-    nodes, _ = quadrature
+    nodes, _ = rule
     return 2 * float(nodes.max() - nodes.min()) / nodes.shape[1]
 
 
-def _mass_below(record: Record, edge: float | None) -> tuple[float | None, float | None]:
+def _mass_below(spectrum: Spectrum, edge: float | None) -> tuple[float | None, float | None]:
     """The share of the mass below an edge, and its standard error over the probes."""
-    quadrature = _quadrature(record)
-    if edge is None or quadrature is None:
+    rule = quadrature(spectrum)
+    if edge is None or rule is None:
         return None, None
-    nodes, weights = quadrature
+    nodes, weights = rule
     mass = np.where(nodes < edge, weights, 0.0).sum(axis=1)
     error = float(mass.std(ddof=1)) / math.sqrt(len(mass)) if len(mass) > 1 else None
     return float(mass.mean()), error
 
 
-def _quadrature(record: Record) -> tuple[np.ndarray, np.ndarray] | None:
+def quadrature(spectrum: Spectrum) -> tuple[np.ndarray, np.ndarray] | None:
     """Nodes and weights, a row each probe; None when they are missing or not finite."""
-    nodes, weights = record.arrays.get("nodes"), record.arrays.get("weights")
+    nodes, weights = spectrum.arrays.get("nodes"), spectrum.arrays.get("weights")
     if nodes is None or weights is None or not nodes.size:
         return None
     if not (np.isfinite(nodes).all() and np.isfinite(weights).all()):

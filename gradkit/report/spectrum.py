@@ -12,41 +12,41 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 
 from gradkit.report.findings import SpectrumReading, extremes, read_spectrum, spectrum_sentence
 from gradkit.report.quantities import tick
+from gradkit.report.series import inverse_unit, unit
 from gradkit.report.svg import INK, drawing, envelope, to_svg
-from gradkit.runner.record import Record
+from gradkit.runner.record import Spectrum
 
-_ENDS = {"largest": "#D55E00", "smallest": "#009E73"}
-_DENSITY = "#0072B2"
-_EIGENVALUE = "eigenvalue [loss/param²]"
+ENDS = {"largest": "#D55E00", "smallest": "#009E73"}
+DENSITY = "#0072B2"
 
 
-def spectrum_figure(record: Record) -> str | None:
+def spectrum_figure(spectrum: Spectrum, name: str = "spectrum") -> str | None:
     """The density with the extreme eigenvalues beneath it, and their values by rank."""
-    reading = read_spectrum(record)
-    has_density = density_floor(record, reading) is not None
-    has_values = bool(extremes(record, "largest") or extremes(record, "smallest"))
+    reading = read_spectrum(spectrum)
+    has_density = density_floor(spectrum, reading) is not None
+    has_values = bool(extremes(spectrum, "largest") or extremes(spectrum, "smallest"))
     if not has_density and not has_values:
         return None
-    with drawing("spectrum"):
+    with drawing(name):
         figure = Figure(figsize=(10, 4.1), layout="constrained")
         figure.suptitle(spectrum_sentence(reading), x=0.01, ha="left", fontsize=11)
         if has_density and has_values:
             left, right = figure.add_gridspec(1, 2, width_ratios=(2.3, 1))
-            _draw_density(figure, left, record, reading)
-            _draw_ranks(figure.add_subplot(right), record, reading)
+            _draw_density(figure, left, spectrum, reading)
+            _draw_ranks(figure.add_subplot(right), spectrum, reading)
         elif has_density:
-            _draw_density(figure, figure.add_gridspec(1, 1)[0], record, reading)
+            _draw_density(figure, figure.add_gridspec(1, 1)[0], spectrum, reading)
         else:
-            _draw_ranks(figure.add_subplot(), record, reading)
-        return to_svg(figure, "spectrum")
+            _draw_ranks(figure.add_subplot(), spectrum, reading)
+        return to_svg(figure, name)
 
 
-def density_floor(record: Record, reading: SpectrumReading) -> float | None:
+def density_floor(spectrum: Spectrum, reading: SpectrumReading) -> float | None:
     """Where the log axis of the density ends: a hundredth of one eigenvalue's height.
 
     None when there is no density to draw.
     """
-    grid, density = record.arrays.get("grid"), record.arrays.get("density")
+    grid, density = spectrum.arrays.get("grid"), spectrum.arrays.get("density")
     if grid is None or density is None or not np.any(density > 0):
         return None
     peak = float(np.nanmax(density))
@@ -56,27 +56,27 @@ def density_floor(record: Record, reading: SpectrumReading) -> float | None:
 
 
 def _draw_density(
-    figure: Figure, place: SubplotSpec, record: Record, reading: SpectrumReading
+    figure: Figure, place: SubplotSpec, spectrum: Spectrum, reading: SpectrumReading
 ) -> None:
     rows = place.subgridspec(2, 1, height_ratios=(7, 1), hspace=0.0)
     axes = figure.add_subplot(rows[0])
-    floor = density_floor(record, reading) or 1.0
-    grid, density, spread = _visible_curve(record, floor)
+    floor = density_floor(spectrum, reading) or 1.0
+    grid, density, spread = visible_curve(spectrum, floor)
     axes.fill_between(
         grid,
         np.maximum(density - spread, floor),
         np.maximum(density + spread, floor),
-        color=_DENSITY,
+        color=DENSITY,
         alpha=0.25,
         linewidth=0,
         label="± standard error",
     )
-    axes.plot(grid, np.maximum(density, floor), color=_DENSITY, linewidth=1.1, label="density")
+    axes.plot(grid, np.maximum(density, floor), color=DENSITY, linewidth=1.1, label="density")
     axes.set_yscale("log")
     axes.set_ylim(floor, 3 * density.max())
     axes.yaxis.set_major_locator(LogLocator(numticks=8))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
-    axes.set_ylabel("density [param²/loss]")
+    axes.set_ylabel(f"density [{inverse_unit(spectrum)}]")
     if reading.one is not None:
         axes.axhline(
             reading.one, color=INK, linewidth=0.8, linestyle=":", label="height of one eigenvalue"
@@ -84,44 +84,44 @@ def _draw_density(
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0)
     rug = figure.add_subplot(rows[1], sharex=axes)
     axes.tick_params(labelbottom=False, bottom=False)
-    _draw_rug(rug, record)
-    low, high = _reach(record)
-    _eigenvalue_axis(axes, "x", reading, float(min(grid[0], low)), float(max(grid[-1], high)))
-    rug.set_xlabel(_EIGENVALUE)
+    _draw_rug(rug, spectrum)
+    low, high = reach(spectrum)
+    eigenvalue_axis(axes, "x", reading, float(min(grid[0], low)), float(max(grid[-1], high)))
+    rug.set_xlabel(f"eigenvalue [{unit(spectrum)}]")
 
 
-def _draw_rug(axes: Axes, record: Record) -> None:
-    for height, (end, color) in zip((1, 0), _ENDS.items(), strict=True):
-        rows = extremes(record, end)
+def _draw_rug(axes: Axes, spectrum: Spectrum) -> None:
+    for height, (end, color) in zip((1, 0), ENDS.items(), strict=True):
+        rows = extremes(spectrum, end)
         _errorbars(axes, rows, color, x=[row[0] for row in rows], y=[height] * len(rows))
-    axes.set_yticks((1, 0), tuple(_ENDS))
+    axes.set_yticks((1, 0), tuple(ENDS))
     axes.tick_params(axis="y", length=0, labelsize=8)
     axes.set_ylim(-0.7, 1.7)
     axes.grid(visible=False)
     axes.spines["left"].set_visible(False)
 
 
-def _draw_ranks(axes: Axes, record: Record, reading: SpectrumReading) -> None:
-    for end, color in _ENDS.items():
-        rows = extremes(record, end)
+def _draw_ranks(axes: Axes, spectrum: Spectrum, reading: SpectrumReading) -> None:
+    for end, color in ENDS.items():
+        rows = extremes(spectrum, end)
         ranks = list(range(1, len(rows) + 1))
         _errorbars(axes, rows, color, x=ranks, y=[row[0] for row in rows], along="y", label=end)
-    low, high = _reach(record)
+    low, high = reach(spectrum)
     if max(low, -high) <= high - low:  # zero is not far away
         low, high = min(0.0, low), max(0.0, high)
         axes.axhline(0, color=INK, linewidth=0.6)
     axes.set_xlabel("rank from its end")
-    axes.set_ylabel(_EIGENVALUE)
+    axes.set_ylabel(f"eigenvalue [{unit(spectrum)}]")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     axes.legend(loc="best")
-    _eigenvalue_axis(axes, "y", reading, low, high)
+    eigenvalue_axis(axes, "y", reading, low, high)
 
 
-def _reach(record: Record) -> tuple[float, float]:
+def reach(spectrum: Spectrum) -> tuple[float, float]:
     """From the lowest to the highest end of the error bars; empty, from +∞ to −∞, without any."""
     low, high = math.inf, -math.inf
-    for end in _ENDS:
-        for value, error, _ in extremes(record, end):
+    for end in ENDS:
+        for value, error, _ in extremes(spectrum, end):
             bar = error if math.isfinite(error) else 0.0
             low, high = min(low, value - bar), max(high, value + bar)
     return low, high
@@ -147,10 +147,10 @@ def _errorbars(axes, rows, color, *, x, y, along="x", label=None) -> None:
         )
 
 
-def _visible_curve(record: Record, floor: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def visible_curve(spectrum: Spectrum, floor: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The curve where it is above the floor, with the points on the floor beside it."""
-    grid, density = record.arrays["grid"], np.nan_to_num(record.arrays["density"])
-    spread = np.nan_to_num(record.arrays.get("spread", np.zeros_like(density)))
+    grid, density = spectrum.arrays["grid"], np.nan_to_num(spectrum.arrays["density"])
+    spread = np.nan_to_num(spectrum.arrays.get("spread", np.zeros_like(density)))
     above = density + spread > floor
     shown = above.copy()
     shown[1:] |= above[:-1]
@@ -160,7 +160,7 @@ def _visible_curve(record: Record, floor: float) -> tuple[np.ndarray, np.ndarray
     return grid[kept], density[kept], spread[kept]
 
 
-def _eigenvalue_axis(axes, which, reading: SpectrumReading, low: float, high: float) -> None:
+def eigenvalue_axis(axes, which, reading: SpectrumReading, low: float, high: float) -> None:
     """Linear near zero and logarithmic beyond where outliers are far, else linear throughout."""
     axis = axes.xaxis if which == "x" else axes.yaxis
     threshold = 4 * reading.width if reading.width else 0.0

@@ -94,6 +94,31 @@ def envelope(values: np.ndarray, bins: int = 200) -> np.ndarray:
     return np.unique(kept)
 
 
+def outline(x: np.ndarray, y: np.ndarray, tolerance: float = 4e-3) -> np.ndarray:
+    """The indices of the points of a curve that straight lines between them follow.
+
+    Source: Ramer (1972), with distances along y.
+
+    Args:
+        x: ascending places, on the scale of the axis.
+        y: heights.
+        tolerance: most distance of a point left out from the lines.
+    """
+    kept, pending = {0, len(x) - 1} if len(x) else set(), [(0, len(x) - 1)]
+    while pending:
+        first, last = pending.pop()
+        if last - first < 2:
+            continue
+        inside = slice(first + 1, last)
+        line = np.interp(x[inside], x[[first, last]], y[[first, last]])
+        distances = np.abs(y[inside] - line)
+        middle = first + 1 + int(np.argmax(distances))
+        if distances.max() > tolerance:
+            kept.add(middle)
+            pending += [(first, middle), (middle, last)]
+    return np.array(sorted(kept), dtype=int)
+
+
 def _style_on_root(text: str) -> str:
     """matplotlib's default line style moves to the root: as a rule it would reach a whole page."""
     pattern = r"<defs>\s*<style[^>]*>\*\{([^}]*)\}</style>\s*</defs>"

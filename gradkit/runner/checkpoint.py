@@ -46,7 +46,7 @@ def save(folder: Path, step: int, state: PyTree, **meta: Any) -> None:
     draft = final.with_name(f".{final.name}.tmp")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
-    with _orbax() as orbax:
+    with quiet_orbax() as orbax:
         orbax.save((draft / "arrays").absolute(), _stored(state))
     structure = {
         "step": step,
@@ -86,7 +86,7 @@ def restore(folder: Path, step: int, like: PyTree) -> tuple[PyTree, dict[str, An
     structure = _read_structure(place, step)
     _compare_files(place, structure["files"])
     _compare_leaves(place, structure["leaves"], like)
-    with _orbax() as orbax:
+    with quiet_orbax() as orbax:
         stored = orbax.load((place / "arrays").absolute(), _stored(like))
     leaves, treedef = jax.tree.flatten(like)
     restored = [_like(stored.get(_number(i)), leaf) for i, leaf in enumerate(leaves)]
@@ -98,7 +98,7 @@ def _place(folder: Path, step: int) -> Path:
 
 
 @contextmanager
-def _orbax() -> Iterator[Any]:
+def quiet_orbax() -> Iterator[Any]:
     """Orbax, with its reports of its own progress silenced."""
     from orbax.checkpoint import v1
 

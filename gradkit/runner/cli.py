@@ -73,9 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--resume", metavar="RUN", help="go on with a run from its last checkpoint")
     run.set_defaults(action=_run, parser=run)
 
-    spectrum = commands.add_parser("spectrum", help="Hessian spectrum of a trained run")
-    spectrum.add_argument("run", metavar="RUN", help="a run folder")
-    spectrum.set_defaults(action=_spectrum, parser=spectrum)
+    _add_spectrum(commands)
 
     report = commands.add_parser("report", help="write a run's plots and report.html again")
     report.add_argument("run", metavar="RUN", help="a run folder")
@@ -85,6 +83,54 @@ def _parser() -> argparse.ArgumentParser:
     names.add_argument("name", nargs="?", metavar="NAME", help="such as adam")
     names.set_defaults(action=_list, parser=names)
     return parser
+
+
+def _add_spectrum(commands: Any) -> None:
+    spectrum = commands.add_parser(
+        "spectrum",
+        help="Hessian spectrum of a trained model",
+        usage="gradkit spectrum RUN [--checkpoint STEP] [options]\n"
+        "       gradkit spectrum --task FILE.py:FUNCTION [--params FILE] [--out FOLDER] [options]",
+    )
+    spectrum.add_argument("run", nargs="?", metavar="RUN", help="a run folder")
+    add = spectrum.add_argument
+    add("--checkpoint", type=_step, metavar="STEP", help="a step, or all; the last by default")
+    add("--task", metavar="FILE.py:FUNCTION", help="returns (problem, params, batch)")
+    add("--params", metavar="FILE", help="parameters: an .npz file, or a folder of orbax")
+    add("--out", metavar="FOLDER", help="folder for --task; spectra/NAME by default")
+    add("--operator", choices=_OPERATORS, default="hessian", help="the Hessian by default")
+    add("--likelihood", choices=_LIKELIHOODS, help="of the outputs, for fisher with --task")
+    add("--blocks", action="store_true", help="the diagonal block of each layer as well")
+    add("--top", type=_count, metavar="K", help="largest eigenvalues to find")
+    add("--bottom", type=_count, metavar="K", help="smallest eigenvalues to find")
+    add("--density", action=argparse.BooleanOptionalAction, default=True, help="on by default")
+    add("--data", type=_data, metavar="PART", help="train, test, or so many examples, drawn")
+    add("--micro-batch", type=_count, metavar="N", help="most examples in memory at a time")
+    spectrum.set_defaults(action=_spectrum, parser=spectrum)
+
+
+_OPERATORS = ("hessian", "gauss_newton", "fisher", "empirical_fisher")
+_LIKELIHOODS = ("categorical", "bernoulli", "normal")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number >= 1, got {text!r}")
+    return int(text)
+
+
+def _step(text: str) -> str:
+    if text not in ("last", "all") and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a step, all or last, got {text!r}")
+    return text
+
+
+def _data(text: str) -> str:
+    if text not in ("train", "test") and not text.isdecimal():
+        raise argparse.ArgumentTypeError(
+            f"expected train, test or a number of examples, got {text!r}"
+        )
+    return text
 
 
 def _run(parsed: argparse.Namespace, arguments: Sequence[str]) -> int:
@@ -159,16 +205,57 @@ def _tell(page: Path, summary: dict[str, Any]) -> int:
     return 0
 
 
-def _spectrum(parsed: argparse.Namespace, _: Sequence[str]) -> int:
+def _spectrum(parsed: argparse.Namespace, arguments: Sequence[str]) -> int:
+    _check_spectrum_options(parsed)
     from gradkit.runner import record
 
-    run = record.open_record(parsed.run)
+    run = None if parsed.run is None else record.open_record(parsed.run)
 
-    from gradkit.runner import spectrum
+    from gradkit.runner import spectrum, subject, tables
 
-    print(spectrum.table(spectrum.compute(run)))
-    print(_write_report(run.path))
+    if run is not None:
+        subjects = subject.of_run(run, parsed.checkpoint or "last", parsed.data or "train")
+    else:
+        task = subject.of_task(
+            parsed.task,
+            parsed.params,
+            out=parsed.out,
+            data=parsed.data or "batch",
+            likelihood=parsed.likelihood,
+            command=["gradkit", *arguments],
+        )
+        subjects = iter([task])
+    names = ("operator", "top", "bottom", "density", "blocks", "micro_batch")
+    options = spectrum.Options(**{name: getattr(parsed, name) for name in names})
+    results, folder = [], Path()
+    try:
+        for one in subjects:
+            folder = one.folder
+            results.append(spectrum.compute(one, options))
+    except KeyboardInterrupt:
+        return _fail("interrupted; the same command goes on from there", status=130)
+    print(tables.overview(results))
+    print(_write_report(folder))
     return 0
+
+
+def _check_spectrum_options(parsed: argparse.Namespace) -> None:
+    """Refuses options that do not go together."""
+    if (parsed.run is None) == (parsed.task is None):
+        got = "neither" if parsed.run is None else "both"
+        raise UserError(f"spectrum: expected a RUN folder or --task FILE.py:FUNCTION, got {got}")
+    if parsed.task is not None:
+        if parsed.checkpoint is not None:
+            raise UserError("--checkpoint is for a RUN; --params names the parameters of a task")
+        if parsed.data in ("train", "test"):
+            raise UserError(
+                f"--data {parsed.data} is for a RUN: a task returns one batch, of which --data N "
+                "draws N examples"
+            )
+        return
+    for name in ("params", "out", "likelihood"):
+        if getattr(parsed, name) is not None:
+            raise UserError(f"--{name} goes with --task, not with a RUN: drop --{name}")
 
 
 def _report(parsed: argparse.Namespace, _: Sequence[str]) -> int:

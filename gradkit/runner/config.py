@@ -71,6 +71,12 @@ class Data(_Section):
     test_fraction: float = Field(
         default=0.2, gt=0, lt=1, description="share of the examples held out for testing"
     )
+    examples: _Whole | None = Field(
+        default=None, description="how many of the others to learn from, the first; null for all"
+    )
+    standardize: bool = Field(
+        default=False, description="scale features to mean 0 and deviation 1 in training"
+    )
 
 
 class Model(_Section):
@@ -109,6 +115,10 @@ class Config(_Section):
     seed: int = Field(default=0, ge=0, lt=2**32, description="source of all randomness in the run")
     data: Data = Field(default=Data(), description="what the model learns from")
     model: Model = Field(default=Model(), description="what learns")
+    loss: Literal["cross_entropy", "squared_error"] = Field(
+        default="cross_entropy",
+        description="mean over the examples; squared_error is half that to one-hot classes",
+    )
     optimizer: Annotated[tuple[Member, ...], PlainValidator(_members)] = Field(
         description="one optimizer, or the members of a chain in order"
     )
@@ -117,6 +127,10 @@ class Config(_Section):
     log_every: _Whole = Field(default=20, description="between two records of the loss [steps]")
     evaluate_every: _Whole = Field(default=100, description="between two tests [steps]")
     checkpoint_every: _Whole = Field(default=200, description="between two checkpoints [steps]")
+    sharpness_every: _Whole | None = Field(
+        default=None,
+        description="between two measurements of the sharpness [steps]; null for none",
+    )
     spectrum: Spectrum = Field(default=Spectrum(), description="how the Hessian is looked at")
 
 
@@ -244,6 +258,9 @@ def _expected(field: FieldInfo) -> str:
     if get_origin(field.annotation) is tuple:
         item = FieldInfo.from_annotation(get_args(field.annotation)[0])
         return f"a list, each item {_expected(item)}"
+    alternatives = get_args(field.annotation)
+    if type(None) in alternatives:
+        return f"{_expected(FieldInfo.from_annotation(alternatives[0]))}, or null"
     bounds = [
         f"{sign} {getattr(bound, name)}"
         for bound in field.metadata

@@ -37,6 +37,33 @@ class Dataset:
         """The full test set as one batch."""
         return {"x": self.x_test, "y": self.y_test}
 
+    def first(self, examples: int) -> Dataset:
+        """Returns the data set with so many training examples, the first, and all test examples.
+
+        Raises:
+            UserError: there are fewer.
+        """
+        if examples > len(self.y_train):
+            raise UserError(
+                f"data.examples: expected at most {len(self.y_train)}, the number of training "
+                f"examples, got {examples}"
+            )
+        x, y = self.x_train[:examples], self.y_train[:examples]
+        return dataclasses.replace(self, x_train=x, y_train=y)
+
+    def standardized(self) -> Dataset:
+        """Returns the data set with each feature's mean 0 and deviation 1 in the training set.
+
+        A feature that is constant there becomes 0 in training, and is only shifted in the test set.
+        """
+        wide = self.x_train.astype(np.float64)
+        mean, deviation = wide.mean(axis=0), wide.std(axis=0)
+        scale = np.where(deviation > 1e-9 * np.abs(mean), deviation, 1)
+        x_train, x_test = (
+            ((x - mean) / scale).astype(np.float32) for x in (self.x_train, self.x_test)
+        )
+        return dataclasses.replace(self, x_train=x_train, x_test=x_test)
+
     @functools.cached_property
     def sha256(self) -> str:
         """Hash of the content: equal for equal arrays."""

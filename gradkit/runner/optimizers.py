@@ -12,6 +12,8 @@ import gradkit as gk
 from gradkit.runner.catalog import find
 from gradkit.runner.errors import UserError
 from gradkit.runner.members import Member, Schedule
+from gradkit.runner.stability import stability
+from gradkit.spectra.step_sizes import stability_limit
 
 
 def build(members: tuple[Member, ...]) -> optax.GradientTransformationExtraArgs:
@@ -44,6 +46,28 @@ def configured_rate(members: tuple[Member, ...]) -> Callable[[int], Any]:
         if rate is not None:
             return lambda step: rate
     return lambda step: None
+
+
+def sharpness_limits(members: tuple[Member, ...]) -> dict[str, float]:
+    """Returns what the sharpness can reach before training on the full batch becomes unstable.
+
+    Of gradient descent a `sharpness_limit`, of Adam and RMSProp, whose preconditioned sharpness it
+    is that counts, a `preconditioned_sharpness_limit`; of others, and with schedules, nothing.
+
+    Source: Cohen et al. (2021, 2022); see `gk.track_sharpness`.
+    """
+    if (threshold := stability(members)["threshold"]) is not None:
+        return {"sharpness_limit": threshold}
+    name, given = members[0].name.removeprefix("optax."), members[0].arguments
+    momentum = {"adam": given.get("b1", 0.9), "rmsprop": given.get("momentum") or 0.0}.get(name)
+    rate = given.get("learning_rate", 1e-3)  # gradkit's default; optax has none
+    other_form = len(members) > 1 or given.get("nesterov") or given.get("centered")
+    if other_form or not isinstance(rate, int | float) or not isinstance(momentum, int | float):
+        return {}
+    if not rate > 0 or not 0 <= momentum < 1:
+        return {}
+    limit = stability_limit(rate, momentum=momentum, ema=name == "adam")
+    return {"preconditioned_sharpness_limit": float(limit)}
 
 
 def _call(node: Member | Schedule) -> Any:

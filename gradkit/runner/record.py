@@ -6,8 +6,10 @@ RUN/
   env.json          versions, device, data hash, command
   metrics.jsonl     one JSON object a line, each with its step: the truth about the run
   summary.json      written at the end of the run
-  spectrum.json     the curvature at the end, with spectrum.npz beside it
+  spectrum.json     the Hessian at the last checkpoint, with spectrum.npz beside it
+  spectra/          every other spectrum: STEP-OPERATOR-DATA.json and .npz
 ```
+The folder of a model trained elsewhere has its `env.json` and spectra alone.
 Every file but `metrics.jsonl` is written whole or not at all. `metrics.jsonl` grows by a line at a
 time, so a crash can cut its last line short; that line is dropped, and `Record.truncated` says so.
 """
@@ -18,15 +20,13 @@ import difflib
 import json
 import math
 import os
-import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
+from gradkit.files import replacing
 from gradkit.runner.errors import UserError
 
 CONFIG = "config.yaml"
@@ -35,8 +35,41 @@ METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
 SPECTRUM = "spectrum.json"
 ARRAYS = "spectrum.npz"
+SPECTRA = "spectra"
 
 _SHAPES = {("nodes", "weights"): 2, ("grid", "density", "spread"): 1}
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """One spectrum that was computed, of the whole operator or of one of its blocks.
+
+    Attributes:
+        values: the numbers of its `.json` file.
+        arrays: the arrays of its `.npz` file by name; empty when there are none.
+        name: of its files, such as `spectrum` or `000200-hessian-train`.
+    """
+
+    values: dict[str, Any]
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    name: str = "spectrum"
+
+    @property
+    def step(self) -> int | None:
+        """The step of training that it belongs to; None for a model trained elsewhere."""
+        step = self.values.get("step")
+        return step if isinstance(step, int) else None
+
+    @property
+    def blocks(self) -> dict[str, Spectrum]:
+        """The spectra of its diagonal blocks, by layer."""
+        listed = self.values.get("blocks")
+        common = {key: self.values[key] for key in ("operator", "data") if key in self.values}
+        return {
+            name: Spectrum(common | values, arrays_of_block(self.arrays, name), self.name)
+            for name, values in (listed if isinstance(listed, dict) else {}).items()
+            if isinstance(values, dict)
+        }
 
 
 @dataclass(frozen=True)
@@ -45,13 +78,12 @@ class Record:
 
     Attributes:
         path: the run folder.
-        config_text: the resolved config, as written.
+        config_text: the resolved config, as written; empty for a model trained elsewhere.
         env: versions, device, data and command; empty when `env.json` is missing.
         metrics: one dictionary a line, in the order written; every one has its `step`.
         truncated: whether a last metrics line, cut short by a crash, was dropped.
         summary: how the run ended; None while it is unfinished.
-        spectrum: the numbers of `spectrum.json`; None when no spectrum was computed.
-        arrays: the arrays of `spectrum.npz` by name; empty when there are none.
+        spectra: every spectrum in the folder, in the order of their steps.
     """
 
     path: Path
@@ -60,20 +92,36 @@ class Record:
     metrics: list[dict[str, Any]] = field(default_factory=list)
     truncated: bool = False
     summary: dict[str, Any] | None = None
-    spectrum: dict[str, Any] | None = None
-    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    spectra: tuple[Spectrum, ...] = ()
 
     @property
     def name(self) -> str:
         """The folder's own name, also when it was opened as `.`."""
         return self.path.resolve().name
 
+    @property
+    def main(self) -> Spectrum | None:
+        """The spectrum of `spectrum.json`, or else the last of the others; None without any."""
+        named = [spectrum for spectrum in self.spectra if spectrum.name == "spectrum"]
+        return [*self.spectra, *named][-1] if self.spectra else None
+
+    @property
+    def spectrum(self) -> dict[str, Any] | None:
+        """The numbers of the main spectrum; None when no spectrum was computed."""
+        return None if self.main is None else self.main.values
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The arrays of the main spectrum by name; empty when there are none."""
+        return {} if self.main is None else self.main.arrays
+
 
 def open_record(folder: str | os.PathLike[str]) -> Record:
     """The record in a run folder.
 
     Args:
-        folder: the run folder; it holds a `config.yaml`, and everything else may be missing.
+        folder: the run folder; it holds a `config.yaml`, or the `env.json` of a model trained
+            elsewhere, and everything else may be missing.
 
     Returns:
         The record as it is on disk now.
@@ -85,20 +133,50 @@ def open_record(folder: str | os.PathLike[str]) -> Record:
     if not path.is_dir():
         what = "is a file, not a run folder" if path.exists() else "no such run folder"
         raise UserError(f"{path}: {what}.{_suggestion(path)}")
-    if not (path / CONFIG).is_file():
+    has_config = (path / CONFIG).is_file()
+    if not has_config and not (path / ENV).is_file():
         raise UserError(f"{path}: not a run folder, it has no {CONFIG}.{_suggestion(path)}")
     metrics, truncated = read_metrics(path / METRICS)
-    spectrum = _read_object(path / SPECTRUM)
     return Record(
         path=path,
-        config_text=_read_text(path / CONFIG),
+        config_text=_read_text(path / CONFIG) if has_config else "",
         env=_read_object(path / ENV) or {},
         metrics=metrics,
         truncated=truncated,
         summary=_read_object(path / SUMMARY),
-        spectrum=spectrum,
-        arrays={} if spectrum is None else _read_arrays(path / ARRAYS),
+        spectra=read_spectra(path),
     )
+
+
+def read_spectra(folder: Path) -> tuple[Spectrum, ...]:
+    """Every spectrum in a run folder, in the order of their steps.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    files = [folder / SPECTRUM, *sorted((folder / SPECTRA).glob("[!.]*.json"))]
+    read = [(file, _read_object(file)) for file in files]
+    found = [
+        Spectrum(values, _read_arrays(file.with_suffix(".npz")), file.stem)
+        for file, values in read
+        if values is not None
+    ]
+    return tuple(sorted(found, key=lambda spectrum: (spectrum.step or 0, spectrum.name)))
+
+
+def arrays_of_block(arrays: dict[str, np.ndarray], block: str) -> dict[str, np.ndarray]:
+    """The arrays of one block of a spectrum, by their names in that of the whole."""
+    prefix = block_array(block, "")
+    return {
+        name.removeprefix(prefix): array
+        for name, array in arrays.items()
+        if name.rpartition("/")[0] + "/" == prefix
+    }
+
+
+def block_array(block: str, name: str) -> str:
+    """The name in an `.npz` file of an array of a block."""
+    return f"blocks/{block}/{name}"
 
 
 def read_metrics(path: Path) -> tuple[list[dict[str, Any]], bool]:
@@ -125,7 +203,7 @@ def gradient_equivalents(line: dict[str, Any]) -> float | None:
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Writes a text file in UTF-8, whole or not at all."""
-    with _replacing(path) as file:
+    with replacing(path) as file:
         file.write(text.encode("utf-8"))
 
 
@@ -141,7 +219,7 @@ def write_arrays(path: str | os.PathLike[str], /, **arrays: Any) -> None:
     for name, array in named.items():
         if array.dtype.hasobject:
             raise TypeError(f"{name}: expected an array of numbers, got dtype {array.dtype}")
-    with _replacing(path) as file:
+    with replacing(path) as file:
         np.savez_compressed(file, **named)
 
 
@@ -161,7 +239,7 @@ def truncate_metrics(path: str | os.PathLike[str], step: int) -> None:
     if not Path(path).exists():
         return
     kept, _ = _metrics_lines(Path(path))
-    with _replacing(path) as file:
+    with replacing(path) as file:
         file.writelines(text + b"\n" for line, text in kept if line["step"] <= step)
 
 
@@ -220,10 +298,13 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
             found = {name: arrays[name] for name in arrays.files}
     except Exception as error:  # zip, zlib and numpy each have their own for a damaged file
         raise UserError(f"{path}: not a readable .npz file: {error}") from None
-    for names, axes in _SHAPES.items():
-        shapes = {name: found[name].shape for name in names if name in found}
-        if len(set(shapes.values())) > 1 or any(len(shape) != axes for shape in shapes.values()):
-            raise UserError(f"{path}: expected arrays of one shape with {axes} axes, got {shapes}")
+    for prefix in {name[: name.rfind("/") + 1] for name in found}:
+        for names, axes in _SHAPES.items():
+            shapes = {n: found[prefix + n].shape for n in names if prefix + n in found}
+            if len(set(shapes.values())) > 1 or any(len(s) != axes for s in shapes.values()):
+                raise UserError(
+                    f"{path}: expected arrays of one shape with {axes} axes, got {shapes}"
+                )
     return found
 
 
@@ -258,22 +339,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):  # NumPy's float64 is one, and prints as itself
         return float(value) if math.isfinite(value) else None
     return value
-
-
-@contextmanager
-def _replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """A file that takes the place of `path` on leaving, or leaves it as it was on an error."""
-    path = Path(path)
-    draft = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
-        with open(draft, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
 
 
 def _suggestion(path: Path) -> str:

@@ -1,9 +1,19 @@
-"""The Hessian spectrum of a trained run, over its full training set."""
+"""The spectrum of a curvature operator, computed part by part and kept in a folder.
+
+A computation that is cut short leaves the state of its Krylov methods beside its results, in
+`NAME.HASH.krylov`, and the same command goes on from there.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import itertools
-import time
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,128 +21,228 @@ import jax.numpy as jnp
 import numpy as np
 
 import gradkit as gk
-from gradkit.krylov.drivers import Step, Until
-from gradkit.runner import checkpoint, record, train
+from gradkit.runner import part, record
 from gradkit.runner.errors import UserError
-from gradkit.runner.progress import Progress
-from gradkit.spectra.density import Density
-from gradkit.spectra.extremes import Eigenpairs, Search
+from gradkit.runner.subject import Subject, file_name
+from gradkit.tree import norm
 
-GRID = 2000  # points at which the density is kept
+PyTree = Any
+
+LOSS_CURVATURES = ("hessian", "gauss_newton")  # in the unit of the loss, as bounds on η are
 
 
-def compute(run: record.Record) -> dict[str, Any]:
-    """Computes the spectrum at a run's last checkpoint, writes it to the folder and returns it.
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How a subject is looked at; None stands for what its config says.
+
+    Attributes:
+        operator: the name of a function of gradkit: "hessian", "gauss_newton", "fisher".
+        top, bottom: how many of the largest and of the smallest eigenvalues.
+        density: whether to estimate the density, and with it trace and Frobenius norm.
+        blocks: whether to look at the diagonal block of each layer as well.
+        micro_batch: most examples in memory at a time; None for all.
+    """
+
+    operator: str = "hessian"
+    top: int | None = None
+    bottom: int | None = None
+    density: bool = True
+    blocks: bool = False
+    micro_batch: int | None = None
+
+
+def compute(subject: Subject, options: Options) -> dict[str, Any]:
+    """Returns the spectrum of a subject, from its folder or else computed and written there.
+
+    What is there already, computed with the same settings, is not computed again.
 
     Raises:
-        UserError: there is no checkpoint or a damaged one, or the data or the config have changed.
+        UserError: an option out of range, a loss or an operator that cannot be looked at, or an
+            earlier result that cannot be read.
     """
-    if not checkpoint.steps(run.path / train.CHECKPOINTS):
-        raise UserError(f"{run.path}: {_why_no_checkpoint(run)}")
-    setting = train.reopen(run)
-    (params, _), step, _ = train.last_state(setting, run.path)
-    data = setting.task.dataset
-    A = gk.hessian(setting.task.problem, params, jax.device_put(data.train))
-    options = setting.config.spectrum
-    started = time.perf_counter()
-    found = gk.spectrum(
-        A,
-        key=jax.random.key(setting.config.seed),
-        top=options.top,
-        bottom=options.bottom,
-        probes=options.probes,
-        steps=options.steps,
-        tol=options.tol,
-        drive=_watched,
-    )
-    arrays = _sampled(found.density)
-    result = {
-        "step": step,
-        "operator": "hessian",
-        "data": "train",
-        "examples": len(data.x_train),
-        "parameters": A.dimension,
-        "tol": options.tol,
-        "largest": _pairs(found.largest, descending=True),
-        "smallest": _pairs(found.smallest, descending=False),
-        "condition": {
-            "value": float(found.condition.value),
-            "lower": float(found.condition.lower),
-            "upper": float(found.condition.upper),
-            "basis": found.condition.basis,
-        },
-        "density": {
-            "probes": options.probes,
-            "steps": options.steps,
-            "width": float(found.density.width),
-            "w1_bound": float(found.density.w1_bound),
-            "integral": float(np.trapezoid(arrays["density"], arrays["grid"])),
-        },
-        "products": int(found.products),
-        "seconds": round(time.perf_counter() - started, 3),
-    }
-    record.write_arrays(run.path / record.ARRAYS, **arrays)
-    record.write_json(run.path / record.SPECTRUM, result)
-    return result
+    settings = _settings(subject, options)
+    name = subject.file_name(options.operator)
+    if subject.plain:
+        _make_room(subject)
+    kept = _kept(subject.folder, name)
+    result = kept.values if kept and _covers(kept.values.get("settings"), settings) else None
+    if result is not None:
+        settings = result["settings"]  # one for all parts
+    arrays = dict(kept.arrays) if result and kept else {}
+    krylov = subject.folder / f"{name}.{_digest(settings)}.krylov"
+    if result is not None and not options.blocks:
+        shutil.rmtree(krylov, ignore_errors=True)  # of one killed when all but this was done
+        return result
+    _say(subject, settings)
+    A = _operator(subject, settings)
+    operators = _operators(A, options.blocks)
+    done = [None, *result["blocks"]] if result else []
+    missing = {block: B for block, B in operators.items() if block not in done}
+    began, gradient = _opening(subject, settings, A) if missing else ({}, None)
+    for block, B in missing.items():
+        place = krylov / ("whole" if block is None else f"block-{list(operators).index(block)}")
+        at = gradient if block is None and settings["operator"] == "hessian" else None
+        found, sampled = part.measure(B, settings, place, label=block, gradient=at)
+        if block is None:
+            result = began | found | {"blocks": {}}
+            arrays = sampled
+        else:
+            assert result is not None
+            result = result | {"blocks": result["blocks"] | {block: found}}
+            arrays |= {record.block_array(block, n): array for n, array in sampled.items()}
+        _keep(subject, name, result, arrays)
+        shutil.rmtree(place, ignore_errors=True)
+    shutil.rmtree(krylov, ignore_errors=True)
+    return result or {}
 
 
-def table(result: dict[str, Any]) -> str:
-    """Returns the eigenvalues of a result with their residuals, for a terminal."""
-    lines = [f"{'':10}{'eigenvalue':>14}{'residual':>12}  converged"]
-    for name in ("largest", "smallest"):
-        pairs = result[name]
-        for row in zip(pairs["values"], pairs["residuals"], pairs["converged"], strict=True):
-            value, residual, converged = row
-            flag = "yes" if converged else "no"
-            lines.append(f"{name:10}{value:>14.6g}{residual:>12.1e}  {flag}")
-    condition = result["condition"]
-    lines.append(
-        f"condition number in [{condition['lower']:.4g}, {condition['upper']:.4g}]: "
-        f"{condition['basis']}"
-    )
-    density = result["density"]
-    lines.append(
-        f"density: {density['probes']} probes of {density['steps']} steps, Wasserstein-1 error at "
-        f"most {density['w1_bound']:.3g} with probability 0.95"
-    )
-    return "\n".join(lines)
-
-
-def _why_no_checkpoint(run: record.Record) -> str:
-    if run.summary is not None and run.summary.get("status") == "diverged":
-        return (
-            "diverged before its first checkpoint: there are no parameters to look at. Run it "
-            "again with a lower optimizer.learning_rate or checkpoint_every."
+def _settings(subject: Subject, options: Options) -> dict[str, Any]:
+    """What a result depends on besides parameters and data, in words that JSON keeps."""
+    n, defaults = subject.dimension, subject.defaults
+    for end in ("top", "bottom"):
+        asked = getattr(options, end)
+        if asked is not None and not 1 <= asked <= n:
+            raise UserError(f"--{end}: expected 1 to {n}, the number of parameters, got {asked}")
+    if options.micro_batch is not None and subject.examples is None:
+        raise UserError("--micro-batch: the arrays of the batch have no common first axis to cut")
+    if options.operator == "fisher" and subject.likelihood is None:
+        raise UserError(
+            "--operator fisher draws labels from the model: say how by --likelihood categorical "
+            "(a cross-entropy), bernoulli, or normal (half a squared error)"
         )
-    return f"has no checkpoint yet; finish it by gradkit run --resume {run.path}"
+    return {
+        "operator": options.operator,
+        "top": min(options.top or defaults.top, n),
+        "bottom": min(options.bottom or defaults.bottom, n),
+        "probes": defaults.probes if options.density else 0,
+        "steps": defaults.steps if options.density else 0,
+        "tol": defaults.tol,
+        "seed": subject.seed,
+        "micro_batch": options.micro_batch,
+        "likelihood": subject.likelihood if options.operator == "fisher" else None,
+        "sha256": subject.fingerprint,
+    }
 
 
-def _watched(step: Step, A: gk.Operator, state: Any, *, until: Until) -> Any:
-    """`gk.on_host` with a progress line: for a search for eigenpairs one for each size of basis."""
-    if isinstance(state, Search):
-        krylov = state.krylov
-        title, most, done = "eigenpairs, at most", krylov.alpha.size, int(krylov.step)
-    else:
-        title, most, done = "density", state.alphas.size, 0
-    count = itertools.count(done + 1)
-    with Progress(title, most, "product", done=done) as progress:
-        return gk.on_host(step, A, state, until=until, watch=lambda _: progress.update(next(count)))
+def _covers(kept: Any, wanted: dict[str, Any]) -> bool:
+    """Whether a result with some settings has all that is wanted; a density may be more."""
+    if not isinstance(kept, dict):
+        return False
+    free = () if wanted["probes"] else ("probes", "steps")
+    return all(kept.get(key) == value for key, value in wanted.items() if key not in free)
+
+
+def _kept(folder: Path, name: str) -> record.Spectrum | None:
+    found = record.read_spectra(folder)
+    return next((spectrum for spectrum in found if spectrum.name == Path(name).name), None)
+
+
+def _make_room(subject: Subject) -> None:
+    """A plain spectrum of an earlier checkpoint goes to the others before a later one is kept."""
+    folder = subject.folder
+    kept = _kept(folder, "spectrum")
+    if kept is None or kept.step in (None, subject.step):
+        return
+    values = kept.values
+    name = file_name(kept.step, values.get("operator", "hessian"), values.get("data", "train"))
+    (folder / record.SPECTRA).mkdir(exist_ok=True)
+    for ending in (".npz", ".json"):
+        if (folder / f"spectrum{ending}").exists():
+            os.replace(folder / f"spectrum{ending}", folder / f"{name}{ending}")
+
+
+def _operator(subject: Subject, settings: dict[str, Any]) -> gk.Operator:
+    build, options = getattr(gk, settings["operator"]), {}
+    if settings["operator"] == "fisher":
+        key = jax.random.fold_in(jax.random.key(settings["seed"]), 1)
+        options = {"key": key, "likelihood": settings["likelihood"]}
+    if settings["micro_batch"] is not None:
+        build = gk.micro_batched(build, settings["micro_batch"])
+    try:
+        return build(subject.problem, subject.params, subject.batch, **options)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{subject.label}: {error}") from error
+
+
+def _operators(A: gk.Operator, blocks: bool) -> dict[str | None, gk.Operator]:
+    """The whole, by None, and the diagonal block of each layer by its name."""
+    operators: dict[str | None, gk.Operator] = {None: A}
+    if blocks:
+        operators.update(gk.blocks(A))
+    return operators
+
+
+def _opening(
+    subject: Subject, settings: dict[str, Any], A: gk.Operator
+) -> tuple[dict[str, Any], PyTree]:
+    """What a result begins with, what it is of and the loss there; and the gradient.
+
+    Raises:
+        UserError: the loss is not finite, or the operator is not one.
+    """
+    value, gradient = _loss(subject, settings["micro_batch"])
+    if not np.isfinite(value):
+        raise UserError(f"{subject.label}: the loss is {value}: there is no curvature to look at")
+    check = gk.check_operator(A, key=jax.random.key(settings["seed"]))
+    if not check.ok:
+        raise UserError(
+            f"{subject.label}: the {settings['operator']} is not a symmetric linear map that "
+            f"repeats itself:\n{check.report()}"
+        )
+    result = {
+        "step": subject.step,
+        "operator": settings["operator"],
+        "data": subject.data,
+        "examples": subject.examples,
+        "loss": value,
+        "gradient_norm": float(norm(gradient)),
+        "tol": settings["tol"],
+        "settings": settings,
+        "stability": subject.stability if settings["operator"] in LOSS_CURVATURES else None,
+    }
+    return result, gradient
+
+
+def _loss(subject: Subject, micro_batch: int | None) -> tuple[float, PyTree]:
+    """The loss and its gradient."""
+    n = subject.examples or 1
+    cuts = [*range(0, n, micro_batch or n), n]
+    value, gradient = jnp.zeros(()), None
+    for start, stop in itertools.pairwise(cuts):
+        part = subject.batch
+        if micro_batch is not None:
+            part = jax.tree.map(lambda x, start=start, stop=stop: x[start:stop], part)
+        v, g = _value_and_gradient(subject.problem, subject.params, part)
+        share = (stop - start) / n
+        value += share * v
+        g = jax.tree.map(lambda x, share=share: share * x, g)
+        gradient = g if gradient is None else jax.tree.map(jnp.add, gradient, g)
+    return float(value), gradient
 
 
 @jax.jit
-def _sampled(density: Density) -> dict[str, jax.Array]:
-    """Arrays to keep of a density: its nodes and weights, and its curve with its spread."""
-    (low, high), width = density.support, density.width
-    grid = jnp.linspace(low - 5 * width, high + 5 * width, GRID)
-    curve, spread = density.curve(grid), density.spread(grid)
-    arrays = {"nodes": density.nodes, "weights": density.weights}
-    return arrays | {"grid": grid, "density": curve, "spread": spread}
+def _value_and_gradient(problem: gk.Problem, params: PyTree, batch: PyTree):
+    point = gk.observe(problem, params, batch)
+    return point.value, point.grad
 
 
-def _pairs(pairs: Eigenpairs, *, descending: bool) -> dict[str, Any]:
-    order = slice(None, None, -1 if descending else 1)
-    return {
-        "values": np.asarray(pairs.values)[order].tolist(),
-        "residuals": np.asarray(pairs.residuals)[order].tolist(),
-        "converged": np.asarray(pairs.converged)[order].tolist(),
-    }
+def _keep(subject: Subject, name: str, result: dict[str, Any], arrays: dict[str, Any]) -> None:
+    path = subject.folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if subject.environment is not None and not (subject.folder / record.ENV).exists():
+        record.write_json(subject.folder / record.ENV, subject.environment)
+    record.write_arrays(path.with_name(f"{path.name}.npz"), **arrays)
+    record.write_json(path.with_name(f"{path.name}.json"), result)
+
+
+def _digest(settings: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _say(subject: Subject, settings: dict[str, Any]) -> None:
+    examples = "" if subject.examples is None else f"{subject.examples:,} examples, "
+    print(
+        f"{subject.label}: {settings['operator']}, {examples}{subject.dimension:,} parameters",
+        file=sys.stderr,
+        flush=True,
+    )

@@ -38,15 +38,17 @@ class Task:
     """A problem with its data and the parameters to start from.
 
     Attributes:
-        problem: `predict` gives class scores (examples, classes), `criterion` their mean
-          cross-entropy [nats].
+        problem: `predict` gives class scores (examples, classes), `criterion` the config's loss of
+          them.
         params: initial parameters, an `nnx.State`.
         dataset: training and test examples.
+        likelihood: of which the criterion is the negative logarithm: that of the Fisher matrix.
     """
 
     problem: Problem
     params: PyTree
     dataset: data.Dataset
+    likelihood: str = "categorical"
 
 
 def build(config: Config) -> Task:
@@ -55,7 +57,12 @@ def build(config: Config) -> Task:
     Raises:
         UserError: the data cannot be read or learned from.
     """
-    dataset = data.load(config.data.source, config.data.test_fraction)
+    given = config.data
+    dataset = data.load(given.source, given.test_fraction)
+    if given.examples is not None:
+        dataset = dataset.first(given.examples)
+    if given.standardize:
+        dataset = dataset.standardized()
     widths = (dataset.x_train.shape[1], *config.model.hidden, dataset.classes)
     model = Mlp(widths, config.model.activation, rngs=nnx.Rngs(config.seed))
     graph, params = nnx.split(model, nnx.Param)
@@ -63,12 +70,26 @@ def build(config: Config) -> Task:
     def predict(params, batch):
         return nnx.merge(graph, params)(batch["x"])
 
-    return Task(Problem(predict=predict, criterion=cross_entropy), params, dataset)
+    criterion, likelihood = LOSSES[config.loss]
+    return Task(Problem(predict=predict, criterion=criterion), params, dataset, likelihood)
 
 
 def cross_entropy(scores: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:
     """Returns the mean cross-entropy of class scores against `batch["y"]` [nats]."""
     return jnp.mean(optax.losses.softmax_cross_entropy_with_integer_labels(scores, batch["y"]))
+
+
+def squared_error(scores: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:
+    """Returns the mean over examples of ½ ‖scores − e‖², with e the unit vector of the class."""
+    wanted = jax.nn.one_hot(batch["y"], scores.shape[-1], dtype=scores.dtype)
+    return jnp.mean(jnp.sum((scores - wanted) ** 2, axis=-1)) / 2
+
+
+# Each loss, and the likelihood of which it is the negative logarithm but for a constant.
+LOSSES = {
+    "cross_entropy": (cross_entropy, "categorical"),
+    "squared_error": (squared_error, "normal"),
+}
 
 
 def accuracy(scores: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:

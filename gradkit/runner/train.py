@@ -31,6 +31,7 @@ from gradkit.runner.data import Batches
 from gradkit.runner.errors import UserError
 from gradkit.runner.members import as_written
 from gradkit.runner.progress import Progress
+from gradkit.transforms.sharpness import track_sharpness
 
 PyTree = Any
 
@@ -88,6 +89,8 @@ def prepare(config: Config) -> Setting:
     task = tasks.build(config)
     batches = Batches(len(task.dataset.x_train), config.batch_size, config.seed)
     tx = optimizers.build(config.optimizer)
+    if config.sharpness_every is not None:
+        tx = track_sharpness(tx, every=config.sharpness_every)
     return Setting(config, task, tx, batches, optimizers.configured_rate(config.optimizer))
 
 
@@ -128,7 +131,7 @@ def resume(run: record.Record) -> dict[str, Any]:
     """
     setting, folder = reopen(run), run.path
     if checkpoint.steps(folder / CHECKPOINTS):
-        state, step, seconds = last_state(setting, folder)
+        state, step, seconds = state_at(setting, folder)
     else:
         state, step, seconds = setting.initial(), 0, 0.0
         record.write_json(folder / record.ENV, _environment(setting, run.env.get("command", [])))
@@ -155,13 +158,18 @@ def reopen(run: record.Record) -> Setting:
     return setting
 
 
-def last_state(setting: Setting, folder: Path) -> tuple[PyTree, int, float]:
-    """Returns a run's state at its last checkpoint, the step and the seconds of training so far.
+def state_at(setting: Setting, folder: Path, step: int | None = None) -> tuple[PyTree, int, float]:
+    """Returns a run's state at a checkpoint, the step and the seconds of training until then.
+
+    Args:
+        setting: what the run's config describes.
+        folder: the run folder.
+        step: of the checkpoint; the last one by default.
 
     Raises:
         UserError: the checkpoint is damaged, or the config has changed since.
     """
-    step = checkpoint.steps(folder / CHECKPOINTS)[-1]
+    step = checkpoint.steps(folder / CHECKPOINTS)[-1] if step is None else step
     state, meta = checkpoint.restore(folder / CHECKPOINTS, step, setting.initial())
     began, now = meta["origin"], _origin(setting.config)
     changed = [f"{n}: expected {began.get(n)}, got {now[n]}" for n in now if began.get(n) != now[n]]
@@ -175,7 +183,9 @@ def last_state(setting: Setting, folder: Path) -> tuple[PyTree, int, float]:
 
 def _origin(config: Config) -> dict[str, str]:
     """The part of a config that a run cannot change on its way, as text."""
-    fixed = config.model_dump(include={"seed", "data", "model", "batch_size"})
+    fixed = config.model_dump(
+        include={"seed", "data", "model", "loss", "batch_size", "sharpness_every"}
+    )
     fixed["optimizer"] = [as_written(member) for member in config.optimizer]
     return {name: str(value) for name, value in fixed.items()}
 
@@ -325,6 +335,8 @@ def _line(setting: Setting, step: int, figures: dict[str, Any], seconds: float) 
         "evaluations": 0,
         "products": 0,
     }
+    if "sharpness" in figures:
+        line |= optimizers.sharpness_limits(setting.config.optimizer)
     return _numbers(line | figures)
 
 

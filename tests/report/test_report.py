@@ -265,7 +265,7 @@ def test_a_spectrum_that_is_not_finite_is_told(tmp_path):
 
 
 def test_the_reading_of_a_known_spectrum(run):
-    reading = read_spectrum(open_record(run))
+    reading = read_spectrum(open_record(run).main)
     assert reading.outliers == 5
     assert not reading.more
     assert reading.bulk == (-0.01, 0.01)
@@ -275,12 +275,14 @@ def test_the_reading_of_a_known_spectrum(run):
 
 def test_outliers_that_were_not_listed_are_not_denied(tmp_path):
     folder = make_run(tmp_path / "run", spectrum=False)
-    write_spectrum(folder, top=TOP[:3])
-    assert spectrum_sentence(read_spectrum(open_record(folder))).startswith("At least 3 outliers")
-    write_spectrum(folder, top=(*TOP, 0.0))
-    assert spectrum_sentence(read_spectrum(open_record(folder))).startswith("5 outliers")
-    write_spectrum(folder, top=(0.02, 0.01))
-    assert spectrum_sentence(read_spectrum(open_record(folder))).startswith("Largest eigenvalue")
+
+    def sentence(top):
+        write_spectrum(folder, top=top)
+        return spectrum_sentence(read_spectrum(open_record(folder).main))
+
+    assert sentence(TOP[:3]).startswith("At least 3 outliers")
+    assert sentence((*TOP, 0.0)).startswith("5 outliers")
+    assert sentence((0.02, 0.01)).startswith("Largest eigenvalue")
 
 
 def test_the_edge_of_a_broad_spectrum_is_no_outlier(tmp_path):
@@ -288,7 +290,7 @@ def test_the_edge_of_a_broad_spectrum_is_no_outlier(tmp_path):
     write_spectrum(folder, top=(2.0, 1.9))
     values = np.linspace(0, 2, 400)
     write_arrays(folder / "spectrum.npz", nodes=[values], weights=[np.full(400, 1 / 400)])
-    reading = read_spectrum(open_record(folder))
+    reading = read_spectrum(open_record(folder).main)
     assert reading.outliers == 0
     assert reading.bulk == pytest.approx((0.02, 1.98), abs=0.01)
     assert reading.resolution == pytest.approx(2 * 2 / 400)

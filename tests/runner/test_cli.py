@@ -97,13 +97,14 @@ TRAINED = {
 @pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_config_runs_two_steps_and_has_a_spectrum(tmp_path, monkeypatch, capsys, config):
     monkeypatch.chdir(tmp_path)
-    small = ["epochs=1", "batch_size=700", "spectrum.top=1", "spectrum.bottom=1"]
+    small = ["epochs=2", "batch_size=700", "spectrum.top=1", "spectrum.bottom=1"]
     small += ["spectrum.probes=2", "spectrum.steps=4"]
     assert run_command("run", config, *small) == 0
     folder = Path("runs") / config.stem
     assert kept_in(folder) == TRAINED
-    assert record.open_record(folder).summary["steps"] == 2
-    assert checkpoint.steps(folder / "checkpoints") == [2]
+    steps = record.open_record(folder).summary["steps"]
+    assert steps >= 2
+    assert checkpoint.steps(folder / "checkpoints") == [steps]
     assert run_command("spectrum", folder) == 0
     assert kept_in(folder) == TRAINED | {"spectrum.json", "spectrum.npz"}
     assert "largest" in capsys.readouterr().out
@@ -127,7 +128,7 @@ def digits(tmp_path_factory):
 def eigenvalues(digits):
     """All eigenvalues of the exact Hessian at the checkpoint, ascending, in float64."""
     setting = train.reopen(digits)
-    (params, _), _, _ = train.last_state(setting, digits.path)
+    (params, _), _, _ = train.state_at(setting, digits.path)
     by_shape = {leaf.shape: np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(params)}
     shapes = [(64, 32), (32,), (32, 10), (10,)]
     theta = np.concatenate([by_shape[shape].ravel() for shape in shapes])
@@ -298,7 +299,7 @@ def test_commands_and_options_that_are_none(here, refused):
     assert "required: COMMAND" in refused()
     assert "unknown arguments: --frob" in refused("run", "tiny.yaml", "--frob")
     assert "usage: gradkit spectrum" in refused("spectrum", "run", "more")
-    assert "required: RUN" in refused("spectrum")
+    assert "expected a RUN folder or --task FILE.py:FUNCTION" in refused("spectrum")
     assert "--out: expected one argument" in refused("run", "tiny.yaml", "--out")
     assert "drop --out" in refused("run", "--resume", "run", "--out", "other")
     assert "drop tiny.yaml" in refused("run", "--resume", "run", "tiny.yaml")
@@ -503,7 +504,7 @@ def leave_things_half_written(run):
 
 def final_bits(run):
     opened = record.open_record(run)
-    state, step, _ = train.last_state(train.reopen(opened), run)
+    state, step, _ = train.state_at(train.reopen(opened), run)
     return step, [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]
 
 

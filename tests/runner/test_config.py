@@ -51,11 +51,14 @@ def test_every_default_is_filled_in(write):
     assert config.name == "x"
     assert config.seed == 0
     assert (config.data.source, config.data.test_fraction) == ("digits", 0.2)
+    assert (config.data.examples, config.data.standardize) == (None, False)
     assert (config.model.name, config.model.hidden) == ("mlp", (32,))
     assert config.model.activation == "relu"
+    assert config.loss == "cross_entropy"
     assert config.optimizer == (Member("adam"),)
     assert (config.batch_size, config.epochs) == (64, 50)
     assert (config.log_every, config.evaluate_every, config.checkpoint_every) == (20, 100, 200)
+    assert config.sharpness_every is None
     spectrum = config.spectrum
     assert (spectrum.top, spectrum.bottom, spectrum.probes) == (5, 5, 10)
     assert (spectrum.steps, spectrum.tol) == (80, 1e-5)
@@ -158,10 +161,21 @@ def test_a_byte_order_mark_is_no_part_of_the_text(write):
     assert load(write(b"\xef\xbb\xbfoptimizer: adam\n")).optimizer == (Member("adam"),)
 
 
-def test_the_shipped_config_is_valid():
-    config = load(ROOT / "configs" / "digits_adam.yaml")
-    assert config.name == "digits_adam"
-    assert config.optimizer[0].name == "adam"
+@pytest.mark.parametrize(
+    ("name", "optimizer"),
+    [("digits_adam", "adam"), ("edge_of_stability", "sgd"), ("edge_of_stability_adam", "adam")],
+)
+def test_the_shipped_configs_are_valid(name, optimizer):
+    config = load(ROOT / "configs" / f"{name}.yaml")
+    assert config.name == name
+    assert config.optimizer[0].name == optimizer
+
+
+def test_what_may_be_null(write):
+    path = write("optimizer: adam\ndata: {examples: 100}\nsharpness_every: 10\n")
+    assert (load(path).data.examples, load(path).sharpness_every) == (100, 10)
+    config = load(path, ["data.examples=", "sharpness_every=null"])
+    assert (config.data.examples, config.sharpness_every) == (None, None)
 
 
 # Overrides
@@ -289,6 +303,17 @@ def test_a_value_is_blamed_on_whoever_wrote_it_last(write):
             "data: {source: digit}",
             "data.source: expected digits, or a path ending in .npz, got 'digit' (text); did "
             "you mean digits?",
+        ),
+        ("sharpness_every: 0", "sharpness_every: expected a whole number >= 1, or null, got 0"),
+        (
+            "data:\n  examples: all",
+            "data.examples: expected a whole number >= 1, or null, got 'all'",
+        ),
+        ("data:\n  standardize: 1", "data.standardize: expected true or false, got 1"),
+        (
+            "loss: squared",
+            "loss: expected one of cross_entropy, squared_error, got 'squared' (text); did you "
+            "mean squared_error?",
         ),
         ("data:\n  test_fraction: 1", "data.test_fraction: expected a number > 0 and < 1, got 1"),
         ("data:\n  test_fraction: fast", "expected a number > 0 and < 1, got 'fast' (text)"),

@@ -1,5 +1,7 @@
 """Data are split once, refused where nothing can be learned, and served in a fixed order."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -52,6 +54,42 @@ def test_the_split_is_stratified_and_loses_nothing(write):
     np.testing.assert_array_equal(
         np.sort(rows, axis=0), np.sort(arrays["x"].astype(np.float32), axis=0)
     )
+
+
+def test_the_first_examples_are_kept_and_all_that_test():
+    whole = load("digits", 0.2)
+    part = whole.first(1000)
+    np.testing.assert_array_equal(part.x_train, whole.x_train[:1000])
+    np.testing.assert_array_equal(part.y_train, whole.y_train[:1000])
+    np.testing.assert_array_equal(part.x_test, whole.x_test)
+    assert part.describe()["train"] == 1000
+    assert part.sha256 != whole.sha256
+    with pytest.raises(UserError, match=r"data\.examples: expected at most 1437, .*, got 1438"):
+        whole.first(1438)
+
+
+def test_standardized_features_have_mean_0_and_deviation_1_in_training(write):
+    arrays = blobs()
+    arrays["x"] = arrays["x"] * [1, 1e-3, 1e3, 0] + [0, 5, -2, 0.7]
+    plain = load(write(**arrays), 0.2)
+    found = plain.standardized()
+    assert (found.x_train.dtype, found.x_test.dtype) == (np.float32, np.float32)
+    np.testing.assert_allclose(found.x_train.mean(axis=0), 0, atol=1e-5)
+    np.testing.assert_allclose(found.x_train.std(axis=0), [1, 1, 1, 0], atol=1e-5)
+    mean, deviation = plain.x_train[:, 0].mean(), plain.x_train[:, 0].std()
+    np.testing.assert_allclose(found.x_test[:, 0], (plain.x_test[:, 0] - mean) / deviation, 1e-5)
+
+
+def test_a_config_chooses_its_examples_and_its_loss(write):
+    fields: dict[str, Any] = {"optimizer": {"name": "adam"}, "loss": "squared_error"}
+    fields |= {"data": {"source": write(**blobs()), "examples": 50, "standardize": True}}
+    task = tasks.build(Config(**fields))
+    assert task.dataset.x_train.shape == (50, 4)
+    np.testing.assert_allclose(task.dataset.x_train.std(axis=0), 1, rtol=1e-5)
+    value, scores = task.problem.value_and_aux(task.params, task.dataset.train)
+    errors = np.asarray(scores, float) - np.eye(3)[task.dataset.y_train]
+    assert value == pytest.approx((errors**2).sum(axis=1).mean() / 2, rel=1e-5)
+    assert task.likelihood == "normal"
 
 
 def test_the_split_is_the_same_whatever_the_runs_seed():

@@ -12,7 +12,7 @@ import optax
 import pytest
 
 import gradkit as gk
-from gradkit.runner import checkpoint, record, spectrum, train
+from gradkit.runner import checkpoint, optimizers, record, subject, train
 from gradkit.runner.config import Config, dump
 from gradkit.runner.errors import UserError
 
@@ -68,7 +68,7 @@ def resume(folder):
 
 def final_bits(folder):
     run = record.open_record(folder)
-    state, step, _ = train.last_state(train.reopen(run), folder)
+    state, step, _ = train.state_at(train.reopen(run), folder)
     assert step == STEPS
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {jax.tree_util.keystr(path): bits(leaf) for path, leaf in leaves}
@@ -182,6 +182,56 @@ def the_work_is_counted(lines):
         assert all(count >= line["step"] for count, line in zip(counts, lines, strict=True))
 
 
+def test_the_sharpness_is_measured_beside_a_training_that_it_does_not_change(tmp_path, config):
+    full = {"batch_size": 72, "epochs": STEPS}
+    adam = {"name": "adam", "learning_rate": 0.02}
+    _, plain = begin(config(adam, **full), tmp_path / "plain")
+    _, lines = begin(config(adam, sharpness_every=6, **full), tmp_path / "run")
+    assert [line["sharpness_step"] for line in lines] == [step - step % 6 for step in range(STEPS)]
+    added = {"sharpness", "sharpness_residual", "preconditioned_sharpness"}
+    added |= {"preconditioned_sharpness_residual", "preconditioned_sharpness_limit"}
+    assert lines[0].keys() - plain[0].keys() == added | {"sharpness_step", "sharpness_products"}
+    for name in plain[0].keys() - {"time"}:
+        assert [line[name] for line in lines] == [line[name] for line in plain]
+    assert lines[0]["preconditioned_sharpness_limit"] == pytest.approx(38 / 0.02, rel=1e-6)
+    setting = train.prepare(config(adam, **full))
+    state, _ = checkpoint.restore(tmp_path / "plain" / "checkpoints", 12, setting.initial())
+    H = gk.hessian(setting.task.problem, state[0], setting.task.dataset.train).dense()
+    exact = np.linalg.eigvalsh(np.asarray(H, float))[-1]
+    assert lines[12]["sharpness"] == pytest.approx(exact, rel=0.02)
+    shutil.copytree(tmp_path / "run", tmp_path / "crashed")
+    crash(tmp_path / "crashed", after=6)
+    resume(tmp_path / "crashed")
+    assert final_bits(tmp_path / "crashed") == final_bits(tmp_path / "run")
+    assert timeless(tmp_path / "crashed") == timeless(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "limit"),
+    [
+        ("sgd", {"learning_rate": 0.1}, 20),
+        ("sgd", {"learning_rate": 0.1, "momentum": 0.9}, 38),
+        ("adam", {}, 38e3),
+        ("optax.adam", {"learning_rate": 0.1, "b1": 0.5}, 60),
+        ("rmsprop", {"learning_rate": 0.1}, 20),
+        ("rmsprop", {"learning_rate": 0.1, "momentum": 0.9}, 38),
+        ("adam", {"nesterov": True}, None),
+        ("adam", {"learning_rate": {"constant_schedule": {"value": 0.1}}}, None),
+        ("rmsprop", {"centered": True}, None),
+        ("rmsprop", {"learning_rate": 0.0}, None),
+        ("adamw", {}, None),
+    ],
+)
+def test_the_limit_of_the_sharpness(config, name, arguments, limit):
+    found = optimizers.sharpness_limits(config({"name": name, **arguments}).optimizer)
+    key = "sharpness_limit" if name == "sgd" else "preconditioned_sharpness_limit"
+    assert found == pytest.approx({key: limit} if limit else {}, rel=1e-6)
+
+
+def test_a_chain_has_no_known_limit_of_the_sharpness(config):
+    assert optimizers.sharpness_limits(config([{"name": "adam"}] * 2).optimizer) == {}
+
+
 @pytest.fixture(scope="module")
 def finished(blobs, tmp_path_factory):
     """A finished run of 18 steps with Adam; copy it before changing it."""
@@ -241,7 +291,12 @@ EDITS = [
     ("activation: tanh", "activation: relu", "model: expected"),
     ("seed: 0", "seed: 1", "seed: expected 0, got 1"),
     ("batch_size: 8", "batch_size: 9", "batch_size: expected 8, got 9"),
+    ("loss: cross_entropy", "loss: squared_error", "loss: expected cross_entropy, got squared_err"),
 ]
+
+
+def looked_at(folder):
+    return next(subject.of_run(record.open_record(folder)))
 
 
 @pytest.mark.parametrize(
@@ -252,7 +307,7 @@ def test_a_config_edited_since_is_refused(crashed, command, old, new, words):
     rewrite(crashed / "config.yaml", old, new)
     before = {path: path.read_bytes() for path in crashed.rglob("*") if path.is_file()}
     with pytest.raises(UserError) as error:
-        resume(crashed) if command == "resume" else spectrum.compute(record.open_record(crashed))
+        resume(crashed) if command == "resume" else looked_at(crashed)
     assert words in str(error.value)
     assert {path: path.read_bytes() for path in crashed.rglob("*") if path.is_file()} == before
 
@@ -272,7 +327,7 @@ def test_data_changed_since_are_refused(crashed, tmp_path, blobs, command):
     np.savez(tmp_path / "other.npz", x=x, y=y)
     rewrite(crashed / "config.yaml", blobs, str(tmp_path / "other.npz"))
     with pytest.raises(UserError, match="the data have changed since the run began: expected sha2"):
-        resume(crashed) if command == "resume" else spectrum.compute(record.open_record(crashed))
+        resume(crashed) if command == "resume" else looked_at(crashed)
 
 
 def test_a_diverging_run_stops_and_keeps_its_last_good_checkpoint(tmp_path, config):
@@ -283,7 +338,7 @@ def test_a_diverging_run_stops_and_keeps_its_last_good_checkpoint(tmp_path, conf
     assert summary["steps"] == lines[-1]["step"] < 12
     assert summary["test_accuracy"] is None
     run = record.open_record(tmp_path / "run")
-    (params, _), step, _ = train.last_state(train.reopen(run), run.path)  # those of a spectrum
+    (params, _), step, _ = train.state_at(train.reopen(run), run.path)  # those of a spectrum
     assert step == 6
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
@@ -293,7 +348,7 @@ def test_a_run_that_diverges_at_once_has_no_checkpoint(tmp_path, config):
     assert summary["status"] == "diverged"
     assert checkpoint.steps(tmp_path / "run" / "checkpoints") == []
     with pytest.raises(UserError, match=r"diverged before its first checkpoint: .* lower"):
-        spectrum.compute(record.open_record(tmp_path / "run"))
+        looked_at(tmp_path / "run")
 
 
 def test_divergence_between_two_logged_steps_is_never_saved(tmp_path, config):
@@ -307,7 +362,7 @@ def test_divergence_between_two_logged_steps_is_never_saved(tmp_path, config):
 def test_a_spectrum_without_a_checkpoint_says_how_to_get_one(crashed):
     shutil.rmtree(crashed / "checkpoints")
     with pytest.raises(UserError, match="no checkpoint yet; finish it by gradkit run --resume"):
-        spectrum.compute(record.open_record(crashed))
+        looked_at(crashed)
 
 
 REFUSED = {

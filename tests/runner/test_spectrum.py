@@ -1,0 +1,644 @@
+"""`gradkit spectrum` on runs and on models trained elsewhere, against dense matrices in float64."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+import gradkit as gk
+from gradkit import tree
+from gradkit.runner import elsewhere, progress, record, spectrum, subject, train
+from gradkit.runner.cli import main
+from gradkit.runner.config import load
+from gradkit.runner.stability import stability
+
+pytestmark = pytest.mark.flow
+
+GRADKIT = [sys.executable, "-m", "gradkit.runner.cli"]
+TINY = """\
+data: {source: blobs.npz}
+model: {hidden: [3], activation: tanh}
+optimizer: {name: sgd, learning_rate: 0.1, momentum: 0.5}
+batch_size: 8
+epochs: 2
+checkpoint_every: 6
+spectrum: {top: 3, bottom: 2, probes: 4, steps: 10}
+"""
+FILES = {"config.yaml", "env.json", "metrics.jsonl", "summary.json", "checkpoints"}
+PARAMETERS, EXAMPLES = 27, 72
+
+
+def run_command(*arguments):
+    """The exit status of a command, also where argparse leaves by itself."""
+    try:
+        return main([str(argument) for argument in arguments])
+    except SystemExit as left:
+        return left.code
+
+
+def snapshot(folder="."):
+    return {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+
+
+def kept_in(folder):
+    return {path.name for path in Path(folder).iterdir()} - {"plots", "report.html"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_task():
+    """The runs here are copies of one: their task is built once, and its programs compiled once."""
+    with pytest.MonkeyPatch.context() as patch:
+        built, reopen = [], train.reopen
+        patch.setattr(train, "reopen", lambda run: (built or built.append(reopen(run)) or built)[0])
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with a run of 18 steps, checkpoints at 6, 12 and 18, and its data."""
+    place = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        rng, y = np.random.default_rng(0), np.arange(90) % 3
+        np.savez("blobs.npz", x=rng.normal(size=(90, 4)) + 2 * np.eye(4)[y], y=y)
+        Path("tiny.yaml").write_text(TINY)
+        assert run_command("run", "tiny.yaml", "--out", "run") == 0
+    return place
+
+
+@pytest.fixture
+def here(trained, tmp_path, monkeypatch):
+    """A copy of that folder as the current one."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def refused(capsys):
+    """The one message of a command that refuses its input and changes nothing."""
+
+    def run_refused(*arguments):
+        capsys.readouterr()
+        before = snapshot()
+        status = run_command("spectrum", *arguments)
+        out, err = capsys.readouterr()
+        assert (status, out) == (2, "")
+        assert snapshot() == before
+        assert err.count("gradkit: ") + err.count(": error: ") == 1
+        assert "Traceback" not in err
+        return err
+
+    return run_refused
+
+
+def exact(one, matrix="hessian"):
+    """The matrix of a subject in float64, its leaves in order, and where each leaf begins."""
+    params = jax.tree.map(lambda x: np.asarray(x, np.float64), one.params)
+    batch = jax.tree.map(
+        lambda x: x.astype(np.float64) if x.dtype == np.float32 else x,
+        jax.tree.map(np.asarray, one.batch),
+    )
+    with jax.enable_x64(True):
+        theta, unravel = ravel_pytree(jax.tree.map(jnp.asarray, params))
+        problem = one.problem
+        if matrix == "hessian":
+            return np.asarray(jax.hessian(lambda t: problem.value(unravel(t), batch))(theta))
+        outputs = problem.predict(unravel(theta), batch)
+        J = jax.jacobian(lambda t: problem.predict(unravel(t), batch))(theta)
+        H = jax.hessian(lambda z: problem.criterion(z, batch))(outputs)
+        J, H = np.asarray(J), np.asarray(H)
+        return np.einsum("iap,iajb,jbq->pq", J, H, J)
+
+
+def assert_ends_are(values, matrix):
+    """The listed eigenvalues are those of the matrix, to the errors that they come with."""
+    w = np.linalg.eigvalsh(matrix)
+    largest, smallest = values["largest"], values["smallest"]
+    atol = 30 * np.finfo(np.float32).eps * np.abs(w).max()
+    count = len(largest["values"])
+    np.testing.assert_allclose(largest["values"], w[::-1][:count], atol=atol)
+    np.testing.assert_allclose(smallest["values"], w[: len(smallest["values"])], atol=atol)
+    assert all(largest["converged"] + smallest["converged"])
+    assert 0 < max(largest["residuals"]) < 1e-4 * np.abs(w).max()
+
+
+# Runs
+
+
+@pytest.fixture(scope="module")
+def looked_at(trained, tmp_path_factory):
+    """That run with the spectra of all its checkpoints, layer by layer."""
+    place = tmp_path_factory.mktemp("looked_at")
+    shutil.copytree(trained, place, dirs_exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        assert run_command("spectrum", "run", "--checkpoint", "all", "--blocks") == 0
+    return place
+
+
+@pytest.fixture
+def here_too(looked_at, tmp_path, monkeypatch):
+    shutil.copytree(looked_at, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_every_checkpoint_has_its_spectrum_and_that_of_each_layer(looked_at, monkeypatch):
+    monkeypatch.chdir(looked_at)
+    assert kept_in("run") == FILES | {"spectrum.json", "spectrum.npz", "spectra"}
+    names = {f"0000{step}-hessian-train{end}" for step in ("06", "12") for end in (".json", ".npz")}
+    assert kept_in("run/spectra") == names
+    found = record.open_record("run")
+    assert [one.step for one in found.spectra] == [6, 12, 18]
+    assert found.main.step == 18
+    for kept, one in zip(found.spectra, subject.of_run(found, "all"), strict=True):
+        values, matrix = kept.values, exact(one)
+        assert_ends_are(values, matrix)
+        assert (values["parameters"], values["examples"]) == (PARAMETERS, EXAMPLES)
+        assert values["loss"] == pytest.approx(float(one.problem.value(one.params, one.batch)))
+        value, error = values["trace"]["value"], values["trace"]["stderr"]
+        assert abs(value - np.trace(matrix)) < 5 * error
+        assert np.trapezoid(kept.arrays["density"], kept.arrays["grid"]) == pytest.approx(
+            1, abs=2e-3
+        )
+        sizes = {"layers.0": slice(0, 15), "layers.1": slice(15, 27)}
+        assert list(kept.blocks) == list(sizes)
+        for name, rows in sizes.items():
+            assert_ends_are(kept.blocks[name].values, matrix[rows, rows])
+            assert kept.blocks[name].arrays["nodes"].shape == (4, 10)
+
+
+def test_the_report_shows_them_all(looked_at):
+    page = (looked_at / "run" / "report.html").read_text()
+    plots = {path.stem for path in (looked_at / "run" / "plots").iterdir()}
+    assert {"spectrum", "blocks", "evolution"} <= plots
+    for words in ("Over training", "Layer by layer", "2(1 + μ)/η = 30", "All spectra"):
+        assert words in page
+
+
+def never(*_, **__):
+    raise AssertionError("computed again")
+
+
+def test_what_is_there_is_not_computed_again(here_too, monkeypatch, capsys):
+    before = {path: text for path, text in snapshot().items() if "plots" not in path.parts}
+    monkeypatch.setattr(gk, "spectrum", never, raising=False)
+    assert run_command("spectrum", "run") == 0
+    assert run_command("spectrum", "run", "--checkpoint", "all", "--no-density") == 0
+    out = capsys.readouterr().out
+    assert len([line for line in out.splitlines() if line.startswith(("6 ", "12 ", "18 "))]) == 3
+    assert run_command("spectrum", "run", "--checkpoint", "12", "--blocks") == 0
+    assert "layers.1" in capsys.readouterr().out
+    assert {path: snapshot()[path] for path in before} == before
+    with pytest.raises(AssertionError, match="computed again"):
+        run_command("spectrum", "run", "--top", "4")
+
+
+def test_another_operator_on_other_data(here):
+    options = ("--operator", "gauss_newton", "--data", "test", "--no-density", "--top", PARAMETERS)
+    assert run_command("spectrum", "run", *options) == 0
+    assert kept_in("run") == FILES | {"spectra"}
+    found = record.open_record("run")
+    assert found.main.name == "000018-gauss_newton-test"
+    (one,) = subject.of_run(found, "last", "test")
+    assert_ends_are(found.main.values, exact(one, "gauss_newton"))
+    assert found.main.values["examples"] == 18
+    assert len(found.main.values["largest"]["values"]) == PARAMETERS
+    assert (found.main.values["density"], found.main.values["trace"]) == (None, None)
+    assert found.main.arrays == {}
+    assert "The Gauss–Newton matrix of the loss" in Path("run/report.html").read_text()
+
+
+def test_the_fisher_matrix_of_some_examples_of_an_earlier_checkpoint(here):
+    options = ("--operator", "fisher", "--data", "40", "--checkpoint", "6", "--no-density")
+    assert run_command("spectrum", "run", *options) == 0
+    (kept,) = record.open_record("run").spectra
+    assert (kept.name, kept.values["data"]) == ("000006-fisher-40", "40 of train")
+    (one,) = subject.of_run(record.open_record("run"), "6", "40")
+    (whole,) = subject.of_run(record.open_record("run"), "6")
+    rows = np.sort(np.random.default_rng(0).permutation(EXAMPLES)[:40])
+    np.testing.assert_array_equal(one.batch["x"], whole.batch["x"][rows])
+    key = jax.random.fold_in(jax.random.key(0), 1)
+    F = gk.fisher(one.problem, one.params, one.batch, key=key, likelihood="categorical")
+    assert_ends_are(kept.values, np.asarray(F.dense(), np.float64))
+    assert kept.values["stability"] is None
+    assert "eigenvalue [1/param²]" in Path("run/report.html").read_text()
+
+
+def test_micro_batches_are_the_whole_batch(here):
+    assert run_command("spectrum", "run", "--micro-batch", "50", "--no-density") == 0
+    (kept,) = record.open_record("run").spectra
+    (one,) = subject.of_run(record.open_record("run"))
+    assert_ends_are(kept.values, exact(one))
+    point = gk.observe(one.problem, one.params, one.batch)
+    assert kept.values["loss"] == pytest.approx(float(point.value), rel=1e-5)
+    assert kept.values["gradient_norm"] == pytest.approx(float(tree.norm(point.grad)), rel=1e-4)
+
+
+def test_an_earlier_plain_spectrum_makes_room_for_a_later_one(here):
+    shutil.move("run/checkpoints/000018", "later")
+    assert run_command("spectrum", "run", "--no-density") == 0
+    first = Path("run/spectrum.json").read_bytes()
+    shutil.move("later", "run/checkpoints/000018")
+    assert run_command("spectrum", "run", "--no-density") == 0
+    assert Path("run/spectra/000012-hessian-train.json").read_bytes() == first
+    assert [one.step for one in record.open_record("run").spectra] == [12, 18]
+    assert json.loads(Path("run/spectrum.json").read_text())["step"] == 18
+
+
+# Interruptions
+
+
+def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(here, monkeypatch, capsys):
+    assert run_command("spectrum", "run", "--no-density") == 0
+    whole = record.open_record("run").main
+    for ending in (".json", ".npz"):
+        Path(f"run/spectrum{ending}").unlink()
+    update, titles = progress.Progress.update, []
+
+    def interrupt(self, done, **figures):
+        update(self, done, **figures)
+        if (self.title, done) == ("residuals", 2):
+            raise KeyboardInterrupt
+
+    def note(self, done, **figures):
+        update(self, done, **figures)
+        titles.append(self.title)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(progress.Progress, "update", interrupt)
+        assert run_command("spectrum", "run", "--no-density") == 130
+    assert "gradkit: interrupted; the same command goes on from there" in capsys.readouterr().err
+    assert len(list(Path("run").glob("spectrum.*.krylov"))) == 1
+    assert not Path("run/spectrum.json").exists()
+    monkeypatch.setattr(progress.Progress, "update", note)
+    assert run_command("spectrum", "run", "--no-density") == 0
+    assert titles == ["residuals"] * 5  # and no eigenpairs are looked for
+    again = record.open_record("run").main
+    assert again.values | {"seconds": 0} == whole.values | {"seconds": 0}
+    assert again.values["seconds"] is None
+    assert kept_in("run") == FILES | {"spectrum.json", "spectrum.npz"}
+
+
+def test_a_killed_spectrum_goes_on_from_what_was_saved(here):
+    arguments = ["spectrum", "run", "--checkpoint", "6", "--no-density"]
+    process = subprocess.Popen([*GRADKIT, *arguments], stderr=subprocess.DEVNULL)
+    try:
+        while not list(Path("run").glob("spectra/*.krylov/whole/stage-000.npz")):
+            assert process.poll() is None, "it ended before it could be killed"
+            time.sleep(0.005)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert kept_in("run") == FILES | {"spectra"}
+    assert run_command(*arguments) == 0
+    (kept,) = record.open_record("run").spectra
+    (one,) = subject.of_run(record.open_record("run"), "6")
+    assert kept.values["seconds"] is None  # not all of it was spent here
+    assert_ends_are(kept.values, exact(one))
+    assert kept_in("run/spectra") == {"000006-hessian-train.json", "000006-hessian-train.npz"}
+
+
+def test_a_damaged_saved_state_is_told_and_kept(here, monkeypatch, refused):
+    (one,) = subject.of_run(record.open_record("run"))
+    settings = spectrum._settings(one, spectrum.Options())
+    place = Path(f"run/spectrum.{spectrum._digest(settings)}.krylov/whole")
+    place.mkdir(parents=True)
+    (place / "stage-000.npz").write_bytes(b"half")
+    message = refused("run")
+    assert "stage-000.npz: a damaged saved state" in message
+    assert f"Delete {place} " in message or f"delete {place} " in message
+
+
+# Mistakes
+
+
+RUN_MISTAKES = {
+    "no such checkpoint": (["run", "--checkpoint", "7"], "at step 7; there are: 6, 12, 18"),
+    "checkpoint word": (["run", "--checkpoint", "first"], "expected a step, all or last, got 'fir"),
+    "too many examples": (["run", "--data", "73"], "--data: expected 1 to 72, the examples there"),
+    "no examples": (
+        ["run", "--data", "0"],
+        "--data: expected 1 to 72, the examples there are, got",
+    ),
+    "data word": (["run", "--data", "validation"], "expected train, test or a number of examples"),
+    "too many": (
+        ["run", "--top", "28"],
+        "--top: expected 1 to 27, the number of parameters, got 28",
+    ),
+    "none": (["run", "--bottom", "0"], "expected a whole number >= 1, got '0'"),
+    "operator": (["run", "--operator", "jacobian"], "invalid choice: 'jacobian'"),
+    "both": (
+        ["run", "--task", "model.py:task"],
+        "expected a RUN folder or --task FILE.py:FUNCTION",
+    ),
+    "neither": ([], "expected a RUN folder or --task FILE.py:FUNCTION, got neither"),
+    "params of a run": (["run", "--params", "a.npz"], "--params goes with --task, not with a RUN"),
+}
+
+
+@pytest.mark.parametrize("case", RUN_MISTAKES)
+def test_mistakes_with_a_run(here, refused, case):
+    arguments, words = RUN_MISTAKES[case]
+    assert words in refused(*arguments)
+
+
+def test_a_damaged_result_is_told(here_too, refused):
+    Path("run/spectra/000006-hessian-train.npz").write_bytes(b"half")
+    message = refused("run")
+    assert "run/spectra/000006-hessian-train.npz: not a readable .npz file" in message
+
+
+# Models trained elsewhere
+
+# The file of the README.
+MODEL = """\
+import gradkit as gk
+import jax.numpy as jnp
+import numpy as np
+
+
+def task():
+    def predict(params, batch):
+        return jnp.tanh(batch["x"] @ params["hidden"]["w"]) @ params["out"]
+
+    def criterion(outputs, batch):
+        return jnp.mean((outputs - batch["y"]) ** 2) / 2
+
+    x = np.linspace(-2, 2, 40).reshape(20, 2)
+    params = {"hidden": {"w": np.zeros((2, 6))}, "out": np.zeros((6, 1))}
+    return gk.Problem(predict=predict, criterion=criterion), params, {"x": x, "y": np.sin(x[:, :1])}
+"""
+MORE = """
+import jax
+from pathlib import Path
+
+count = 3
+
+def reading(file):
+    problem, _, batch = task()
+    w, out = np.split(np.array(Path(file).read_text().split(), float), [12])
+    return problem, {"hidden": {"w": w.reshape(2, 6)}, "out": out.reshape(6, 1)}, batch
+
+def two(a, b):
+    return a, b
+
+def nothing():
+    pass
+
+def raising():
+    return {}["key"]
+
+def misnamed():
+    problem, params, batch = task()
+    return problem, params, {"z": batch["x"]}
+
+def whole_numbers():
+    return lambda p, b: jnp.sum(p["n"] * 1.0), {"n": np.arange(3)}, None
+
+def plain_loss():
+    return lambda p, b: jnp.sum(p**4), jnp.ones(3), None
+
+def negative():
+    return lambda p, b: jnp.sum(jnp.log(p)), -jnp.ones(3), None
+
+@jax.custom_vjp
+def crooked(x):
+    return jnp.sum(x**2)
+
+crooked.defvjp(lambda x: (crooked(x), x), lambda x, g: (g * jnp.stack([x[1], 0 * x[0]]),))
+
+def skew():
+    return lambda p, b: crooked(p), jnp.ones(2), None
+"""
+
+
+def weights():
+    rng = np.random.default_rng(3)
+    return {"hidden.w": rng.normal(size=(2, 6)), "out": rng.normal(size=(6, 1))}
+
+
+@pytest.fixture
+def model(tmp_path, monkeypatch):
+    """An empty current folder with a task and its parameters in three formats."""
+    monkeypatch.chdir(tmp_path)
+    Path("model.py").write_text(MODEL + MORE)
+    np.savez("trained.npz", **weights())
+    numbers = np.concatenate([x.ravel() for x in weights().values()])
+    Path("trained.txt").write_text(" ".join(map(repr, numbers.tolist())))
+    return tmp_path
+
+
+def exact_of_model():
+    flat = np.concatenate([x.ravel() for x in weights().values()])
+    with jax.enable_x64(True):
+        x = jnp.linspace(-2, 2, 40).reshape(20, 2)
+
+        def loss(theta):
+            w, out = theta[:12].reshape(2, 6), theta[12:].reshape(6, 1)
+            return jnp.mean((jnp.tanh(x @ w) @ out - jnp.sin(x[:, :1])) ** 2) / 2
+
+        return np.asarray(jax.hessian(loss)(jnp.asarray(flat)))
+
+
+def test_a_model_trained_elsewhere(model, capsys, monkeypatch):
+    few = ("--no-density", "--top", "2")
+    assert run_command("spectrum", "--task", "model.py:task", "--params", "trained.npz", *few) == 0
+    out = capsys.readouterr().out
+    assert out.endswith("spectra/trained/report.html\n")
+    folder = Path("spectra/trained")
+    assert kept_in(folder) == {"env.json", "spectrum.json", "spectrum.npz"}
+    kept = record.open_record(folder)
+    assert_ends_are(kept.main.values, exact_of_model())
+    assert kept.main.step is None
+    assert kept.env["task"] == "model.py:task"
+    page = (folder / "report.html").read_text()
+    assert "Curvature of the task model.py:task at trained.npz." in page
+    assert "<h2>Training</h2>" not in page
+    before = snapshot(folder)
+    assert run_command("report", folder) == 0
+    assert snapshot(folder) == before
+    monkeypatch.setattr(gk, "spectrum", never, raising=False)
+    again = ("--task", "./model.py:task", "--params", "trained.npz", *few)
+    assert run_command("spectrum", *again) == 0
+    assert run_command("spectrum", folder) == 2
+    assert "a model trained elsewhere is looked at by" in capsys.readouterr().err
+
+
+def test_parameters_come_from_checkpoints_and_from_the_task_itself(model):
+    from flax import nnx
+    from orbax.checkpoint import v1 as orbax
+
+    params = {"hidden": {"w": weights()["hidden.w"]}, "out": weights()["out"]}
+    orbax.save((model / "saved").absolute(), params)
+    for task, file in (("task", "saved"), ("task", "trained.npz"), ("reading", "trained.txt")):
+        found = elsewhere.load(f"model.py:{task}", file)
+        np.testing.assert_allclose(found.params["hidden"]["w"], weights()["hidden.w"], rtol=1e-6)
+        np.testing.assert_allclose(found.params["out"], weights()["out"], rtol=1e-6)
+    linear = nnx.state(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
+    np.savez("linear.npz", kernel=np.ones((2, 3)), **{"bias/value": np.arange(3)})
+    found = elsewhere.restored(Path("linear.npz"), linear)
+    np.testing.assert_array_equal(found["kernel"].get_value(), np.ones((2, 3), np.float32))
+    np.testing.assert_array_equal(found["bias"].get_value(), [0, 1, 2])
+    one = subject.of_task(
+        "model.py:plain_loss", None, out=None, data="batch", likelihood=None, command=[]
+    )
+    np.testing.assert_array_equal(one.params, np.ones(3))
+    assert (one.folder, one.examples) == (Path("spectra/model"), None)
+
+
+TASK_MISTAKES = {
+    "no colon": (["model.py"], "expected FILE.py:FUNCTION or MODULE:FUNCTION, got 'model.py'"),
+    "no file": (["modl.py:task"], "no such file modl.py; did you mean model.py?"),
+    "no module": (["nowhere:task"], "no module named 'nowhere'"),
+    "no attribute": (["model.py:tsk"], "model.py has no tsk; did you mean task?"),
+    "no function": (["model.py:count"], "expected a function, got a int"),
+    "two arguments": (["model.py:two"], "of no argument or of the params file, got one of a, b"),
+    "no params": (["model.py:reading"], "takes a file of parameters: name it by --params FILE"),
+    "returns": (["model.py:nothing"], "a task returns (problem, params, batch), got None"),
+    "raises": (["model.py:raising"], "model.py:34: model.py:raising fails: KeyError: 'key'"),
+    "batch": (["model.py:misnamed"], "model.py:8: model.py:misnamed: the loss cannot be evaluated"),
+    "integers": (["model.py:whole_numbers"], "n: expected floating-point parameters, got int32"),
+    "syntax": (["broken.py:task"], "broken.py:2: broken.py cannot be imported: SyntaxError"),
+    "import": (["needy.py:task"], "needy.py:1: needy.py cannot be imported: ModuleNotFoundError"),
+    "missing params": (
+        ["model.py:task", "--params", "none.npz"],
+        "--params: no such file none.npz",
+    ),
+    "damaged params": (
+        ["model.py:task", "--params", "cut.npz"],
+        "cut.npz: not a readable .npz file",
+    ),
+    "damaged folder": (["model.py:task", "--params", "empty"], "empty: not a readable orbax check"),
+    "format": (["model.py:task", "--params", "model.py"], "task(file), reads any other format its"),
+    "shape": (
+        ["model.py:task", "--params", "shape.npz"],
+        "hidden.w: expected shape (2, 6), got (6, 2)",
+    ),
+    "leaf": (["model.py:task", "--params", "leaf.npz"], "out: missing; did you mean out2?"),
+    "left over": (["model.py:task", "--params", "leaf.npz"], "out2: shape (6, 1), is no leaf of"),
+    "nan": (
+        ["model.py:task", "--params", "nan.npz"],
+        "nan.npz: not finite: 2 of the 12 numbers of hidden.w are NaN or infinite",
+    ),
+    "checkpoint": (["model.py:task", "--checkpoint", "all"], "--checkpoint is for a RUN"),
+    "data": (["model.py:task", "--data", "test"], "--data test is for a RUN"),
+    "draws": (["model.py:plain_loss", "--data", "3"], "no common first axis to draw examples from"),
+    "micro-batch": (["model.py:plain_loss", "--micro-batch", "3"], "no common first axis to cut"),
+    "likelihood": (
+        ["model.py:task", "--operator", "fisher"],
+        "say how by --likelihood categorical",
+    ),
+    "nan loss": (["model.py:negative"], "the loss is nan: there is no curvature to look at"),
+    "no hessian": (
+        ["model.py:skew"],
+        "is not a symmetric linear map that repeats itself:\ndefects",
+    ),
+    "no outputs": (
+        ["model.py:plain_loss", "--operator", "gauss_newton"],
+        "model.py:plain_loss: gauss_newton needs the model's outputs: expected gk.Problem(",
+    ),
+    "other params": (
+        ["model.py:task", "--params", "trained.npz", "--out", "other"],
+        "other: holds spectra of model.py:task at other parameters, old.npz; name another by --out",
+    ),
+    "other task": (
+        ["model.py:plain_loss", "--out", "other"],
+        "other: holds spectra of another task, model.py:task; name another by --out",
+    ),
+    "full folder": (
+        ["model.py:task", "--out", "full"],
+        "full: exists already and is not the folder",
+    ),
+    "file": (["model.py:task", "--out", "model.py"], "model.py: exists already and is not the fol"),
+}
+
+
+@pytest.mark.parametrize("case", TASK_MISTAKES)
+def test_mistakes_with_a_task(model, refused, case):
+    good = weights()
+    Path("broken.py").write_text("x = 1\ny = (\n")
+    Path("needy.py").write_text("import a_package_that_is_not_there\n")
+    Path("cut.npz").write_bytes(Path("trained.npz").read_bytes()[:100])
+    Path("empty").mkdir()
+    Path("full").mkdir()
+    Path("full/notes.txt").write_text("mine")
+    Path("other").mkdir()
+    was = {"task": "model.py:task", "params": "old.npz", "sha256": "0"}
+    Path("other/env.json").write_text(json.dumps(was))
+    np.savez("shape.npz", **good | {"hidden.w": good["hidden.w"].T})
+    np.savez("leaf.npz", **{"hidden.w": good["hidden.w"], "out2": good["out"]})
+    bad = good["hidden.w"].copy()
+    bad[0, 1], bad[1, 5] = np.nan, np.inf
+    np.savez("nan.npz", **good | {"hidden.w": bad})
+    arguments, words = TASK_MISTAKES[case]
+    assert words in refused("--task", *arguments)
+
+
+# What a learning rate says
+
+
+def members(text, tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(f"optimizer: {text}\n")
+    return load(path).optimizer
+
+
+def diverges(curvature, rate, momentum, nesterov):
+    """Whether 4,000 steps on a quadratic of that curvature end further out than they began."""
+    x, v = 1.0, 0.0
+    for _ in range(4000):
+        v = momentum * v + curvature * x
+        x -= rate * (curvature * x + momentum * v if nesterov else v)
+        if abs(x) > 1e6:
+            return True
+    return abs(x) > 1
+
+
+@pytest.mark.parametrize(
+    ("text", "rate", "momentum", "nesterov"),
+    [
+        ("{name: sgd, learning_rate: 0.1}", 0.1, 0.0, False),
+        ("{name: sgd, learning_rate: 0.1, momentum: 0.9}", 0.1, 0.9, False),
+        ("{name: optax.sgd, learning_rate: 2, momentum: 0.5, nesterov: true}", 2.0, 0.5, True),
+        ("{name: nesterov, learning_rate: 0.05}", 0.05, 0.9, True),
+        ("sgd", 0.01, 0.0, False),
+    ],
+)
+def test_beyond_the_line_of_stability_descent_diverges(tmp_path, text, rate, momentum, nesterov):
+    found = stability(members(text, tmp_path))
+    assert diverges(1.001 * found["threshold"], rate, momentum, nesterov)
+    assert not diverges(0.999 * found["threshold"], rate, momentum, nesterov)
+    assert f"η = {rate:g}" in found["words"]
+    assert found["formula"].startswith("2")
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("{name: adam, learning_rate: 0.1}", "adam is not plain gradient descent"),
+        (
+            "[{name: clip, max_delta: 1}, {name: sgd, learning_rate: 0.1}]",
+            "clip, sgd is not plain gradient descent",
+        ),
+        (
+            "{name: sgd, learning_rate: {warmup_cosine: {peak: 0.1, steps: 100}}}",
+            "the learning rate or the momentum changes",
+        ),
+        ("{name: sgd, learning_rate: 0}", "a learning rate of 0 with momentum 0 has none"),
+    ],
+)
+def test_other_optimizers_have_no_line_of_stability(tmp_path, text, why):
+    found = stability(members(text, tmp_path))
+    assert found["threshold"] is None
+    assert why in found["words"]
