@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -41,10 +42,27 @@ def medians(candidates: dict[str, Callable[[], Any]], *, rounds: int, calls: int
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def machine() -> str:
-    """Returns versions and machine, for the head of a table."""
-    packages = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in ("jax", "optax", "numpy"))
+def timed(function: Callable[[], Any]) -> tuple[Any, float]:
+    """Returns what one call gives, and how long it took [s]."""
+    start = time.perf_counter()
+    result = jax.block_until_ready(function())
+    return result, time.perf_counter() - start
+
+
+def machine(*more: str) -> str:
+    """Returns versions and machine, for the head of a table; of `more` the packages there are."""
+    versions = {p: importlib.metadata.version(p) for p in ("jax", "optax", "numpy")}
+    for package in more:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    packages = ", ".join(f"{package} {version}" for package, version in versions.items())
     return (
         f"Python {platform.python_version()}, {packages}; {jax.default_backend()}, "
-        f"{os.cpu_count()} cores, {platform.machine()}"
+        f"{_cores()} cores, {platform.machine()}"
     )
+
+
+def _cores() -> int | None:
+    """How many this process may use, which `taskset` limits, where the system tells."""
+    usable = getattr(os, "sched_getaffinity", None)
+    return len(usable(0)) if usable else os.cpu_count()

@@ -36,6 +36,16 @@ def norm(a: PyTree) -> jax.Array:
     return root(inner(a, a))
 
 
+def scale(a: PyTree) -> jax.Array:
+    """Returns a power of two near the largest number of `a` in magnitude; 1 where that is 0 or NaN.
+
+    Numbers are divided by it, which is exact, where their squares might leave the range.
+    """
+    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(wide(x)), initial=0) for x in jax.tree.leaves(a)]))
+    exponent = jnp.frexp(jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1))[1]
+    return jnp.ldexp(jnp.ones_like(largest), exponent)
+
+
 @jax.custom_jvp
 def root(x: jax.Array) -> jax.Array:
     """Returns √x, with derivative 0 at 0, so that what depends on a zero gradient stays finite."""
@@ -164,7 +174,12 @@ def basis_project(V: PyTree, v: PyTree) -> jax.Array:
     """Returns the coefficients Vᵀv, one for each row of V: shape (rows,)."""
 
     def leaf(rows, x):
-        return jnp.sum(wide(rows) * wide(x), axis=tuple(range(1, rows.ndim)))
+        rows, x = wide(rows), wide(x)
+        if any(axis is not None for axis in jax.typeof(rows).sharding.spec):  # Explicit mode
+            return jnp.sum(rows * x, axis=tuple(range(1, rows.ndim)))
+        axes = tuple(range(1, rows.ndim)), tuple(range(x.ndim))
+        highest = jax.lax.Precision.HIGHEST
+        return jax.lax.dot_general(rows, x, (axes, ((), ())), precision=highest)
 
     return jax.tree.reduce(operator.add, jax.tree.map(leaf, V, v))
 

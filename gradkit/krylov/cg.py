@@ -95,8 +95,27 @@ def cg(
     A.check(b)
     max_steps = min(A.dimension, jnp.iinfo(jnp.int32).max) if max_steps is None else max_steps
     operators = (A, preconditioner)
+    b, unit = in_range(b)
     state = init(operators, b, tol, max_steps)
-    return result(A, b, chosen(drive)(step, operators, state, until=stops))
+    return rescaled(result(A, b, chosen(drive)(step, operators, state, until=stops)), unit)
+
+
+@jax.jit
+def in_range(b: PyTree) -> tuple[PyTree, jax.Array]:
+    """Returns b in a unit in which its squares neither underflow nor overflow, and that unit.
+
+    That is 1 where they are far from doing so.
+    """
+    unit = tree.scale(b)
+    unit = jnp.where((unit > 2.0**20) | (unit < 2.0**-20), unit, 1)
+    return tree.scaled(1 / unit, b), unit
+
+
+@jax.jit
+def rescaled(solve: Solve, unit: jax.Array) -> Solve:
+    """Returns the solution for a right-hand side that is `unit` times as large."""
+    residual_norm = (unit * solve.residual_norm).astype(solve.residual_norm.dtype)
+    return solve._replace(x=tree.scaled(unit, solve.x), residual_norm=residual_norm)
 
 
 @jax.jit

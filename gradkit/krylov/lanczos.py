@@ -29,12 +29,14 @@ class Lanczos(NamedTuple):
             b rows below the diagonal, is the norm of what was left for a new row: zero where the
             space was exhausted and the method went on in a new direction.
         step: j, how many rows are done.
+        began: the last row of V that was a new direction, to 100 ε ‖A‖; 0 without any.
         seed: of the new directions, unsigned 32-bit.
     """
 
     basis: PyTree
     H: jax.Array
     step: jax.Array
+    began: jax.Array
     seed: jax.Array
 
     @property
@@ -53,6 +55,16 @@ class Lanczos(NamedTuple):
         T = jnp.triu(self.H[: self.rows])
         T = jnp.where(done & done[:, None], T + jnp.triu(T, 1).T, 0)
         return T + jnp.diag(jnp.where(done, 0, padding))
+
+    @property
+    def exhausted(self) -> jax.Array:
+        """Whether the row to come is a new direction, of chance or of rounding, to 100 ε ‖A‖.
+
+        V holds all that its start vectors lead to then.
+        """
+        before = jnp.where(jnp.arange(self.rows) < self.step, jnp.abs(self.H[self.step]), 0)
+        small = 100 * jnp.finfo(self.H.dtype).eps * jnp.max(jnp.abs(self.H))
+        return (self.step > 0) & (jnp.max(before) <= small)
 
     @property
     def coupling(self) -> jax.Array:
@@ -135,6 +147,7 @@ def init(
         basis=basis,
         H=jnp.zeros((rows + block, rows), tree.scalar_dtype(A.domain)),
         step=jnp.zeros((), jnp.int32),
+        began=jnp.zeros((), jnp.int32),
         seed=seeds[block],
     )
 
@@ -149,14 +162,16 @@ def step(A: Operator, s: Lanczos) -> Lanczos:
     beta = tree.norm(w)
     scale = jnp.maximum(jnp.max(jnp.abs(s.H)), jnp.max(jnp.abs(h)))  # at most ‖A‖
     complete = j + b >= A.dimension
-    exhausted = complete | (beta <= 4 * jnp.finfo(beta.dtype).eps * scale)
+    tiny = 4 * jnp.finfo(beta.dtype).eps * scale
+    exhausted = complete | ((beta <= tiny) & jnp.isfinite(tiny))
     v = jax.lax.cond(
         exhausted,
         lambda: _new_direction(s, w, complete),
         lambda: tree.scaled(1 / beta, w),
     )
     H = s.H.at[:, j].set(h).at[j + b, j].set(jnp.where(exhausted, 0, beta))
-    return s._replace(basis=tree.basis_set(s.basis, j + b, v), H=H, step=j + 1)
+    began = jnp.where(s.exhausted, j, s.began)
+    return s._replace(basis=tree.basis_set(s.basis, j + b, v), H=H, step=j + 1, began=began)
 
 
 def stops(s: Lanczos) -> jax.Array:
@@ -176,7 +191,7 @@ def extended(s: Lanczos, *, rows: int) -> Lanczos:
     return s._replace(basis=jax.tree.map(leaf, s.basis), H=H)
 
 
-def restarted(s: Lanczos, theta: jax.Array, S: jax.Array) -> Lanczos:
+def restarted(s: Lanczos, theta: jax.Array, S: jax.Array, began: jax.Array) -> Lanczos:
     """Returns the decomposition shortened to p Ritz vectors V S, with the same R.
 
     `A (V S) = (V S) diag(θ) + R (C S)`, from which the steps go on.
@@ -188,6 +203,7 @@ def restarted(s: Lanczos, theta: jax.Array, S: jax.Array) -> Lanczos:
         s: a decomposition.
         theta: p Ritz values.
         S: their coefficients in V, shape (m, p), zero for rows not done.
+        began: which of them is the first that the last new direction led to.
     """
     p, b, m = theta.size, s.block, s.rows
     V = jax.tree.map(lambda rows: rows[:m], s.basis)
@@ -200,7 +216,8 @@ def restarted(s: Lanczos, theta: jax.Array, S: jax.Array) -> Lanczos:
     C = jnp.matmul(s.coupling, S, precision=jax.lax.Precision.HIGHEST)
     H = jnp.zeros_like(s.H).at[:p, :p].set(jnp.diag(theta)).at[p : p + b, :p].set(C)
     basis = jax.tree.map(leaf, s.basis, kept)
-    return s._replace(basis=basis, H=H, step=jnp.full_like(s.step, p), seed=s.seed + jnp.uint32(m))
+    step, seed = jnp.full_like(s.step, p), s.seed + jnp.uint32(m)
+    return Lanczos(basis, H, step=step, began=began.astype(step.dtype), seed=seed)
 
 
 def _orthogonalize(basis: PyTree, w: PyTree) -> tuple[PyTree, jax.Array]:

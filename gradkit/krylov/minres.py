@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from gradkit import tree
-from gradkit.krylov.cg import Solve
+from gradkit.krylov.cg import Solve, in_range, rescaled
 from gradkit.krylov.drivers import Drive, chosen
 from gradkit.operators import Operator
 
@@ -94,8 +94,9 @@ def minres(
     if max_steps is None:  # rounding delays the solution beyond step n
         max_steps = min(5 * A.dimension, jnp.iinfo(jnp.int32).max)
     operators = (A, preconditioner)
+    b, unit = in_range(b)
     state = init(operators, b, tol, max_steps)
-    return result(A, b, chosen(drive)(step, operators, state, until=stops))
+    return rescaled(result(A, b, chosen(drive)(step, operators, state, until=stops)), unit)
 
 
 @jax.jit

@@ -60,7 +60,8 @@ def step(A: Operator, s: ThreeTerm) -> ThreeTerm:
     beta = tree.norm(w)
     alphas = s.alpha.at[j].set(alpha)
     scale = jnp.maximum(jnp.max(jnp.abs(alphas)), jnp.max(s.beta))  # at most ‖A‖
-    exhausted = beta <= 4 * jnp.finfo(beta.dtype).eps * scale
+    tiny = 4 * jnp.finfo(beta.dtype).eps * scale
+    exhausted = (beta <= tiny) & jnp.isfinite(tiny)
     inverse = jnp.where(exhausted, 0, 1 / beta)
     return ThreeTerm(
         v=tree.scaled(inverse, w),

@@ -48,8 +48,8 @@ class Density(NamedTuple):
         Not less than rounding can tell apart, for a spectrum that is a single point.
         """
         low, high = self.support
-        floor = 1e-3 * jnp.maximum(jnp.maximum(jnp.abs(low), jnp.abs(high)), 1e-3)
-        return jnp.maximum((high - low) / 200, floor)
+        largest = jnp.maximum(jnp.abs(low), jnp.abs(high))
+        return jnp.maximum((high - low) / 200, 1e-3 * jnp.where(largest > 0, largest, 1))
 
     def curve(self, grid: jax.Array, *, width: float | jax.Array | None = None) -> jax.Array:
         """Returns the density at the points of `grid`, smoothed by Gaussians; it integrates to 1.
@@ -161,10 +161,11 @@ def _result(A: Operator, s: State) -> Density:
     weights = S[:, 0, :] ** 2
     weights = weights / jnp.sum(weights, axis=1, keepdims=True)
     products = jnp.asarray(s.alphas.size, jnp.int32)
-    return Density(nodes, weights, _w1_bound(nodes, weights, A.dimension), products)
+    bound = _w1_bound(nodes, weights, jnp.max(s.betas), A.dimension)
+    return Density(nodes, weights, bound, products)
 
 
-def _w1_bound(nodes: jax.Array, weights: jax.Array, n: int) -> jax.Array:
+def _w1_bound(nodes: jax.Array, weights: jax.Array, beta: jax.Array, n: int) -> jax.Array:
     """Quadrature plus sampling, Chen, Trogdon & Ubaru (2021), theorem 1 and section 4.
 
     Quadrature, beforehand: moments agree to degree s = 2k − 1, so W₁ ≤ 12 L / s. Afterwards: the
@@ -174,6 +175,8 @@ def _w1_bound(nodes: jax.Array, weights: jax.Array, n: int) -> jax.Array:
     """
     probes, steps = nodes.shape
     low, high = jnp.min(nodes), jnp.max(nodes)
+    missing = jnp.maximum(2 * beta - (high - low), 0)  # of a spectrum with an off-diagonal β
+    low, high = low - missing / 2, high + missing / 2
     length = high - low
     before = 12 * length / (2 * steps - 1)
     gaps = jnp.diff(nodes, axis=1) * jnp.maximum(weights[:, 1:], weights[:, :-1])

@@ -55,7 +55,7 @@ def diagonal(
         )
     s = sampled(_entries, A, key=key, most=probes, until=full, drive=drive)
     finite = jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), (s.mean, s.squares))
-    return Estimate(s.mean, s.stderr, s.probes, jax.tree.reduce(jnp.logical_and, finite))
+    return Estimate(s.value, s.stderr, s.probes, jax.tree.reduce(jnp.logical_and, finite))
 
 
 def _entries(A: Operator, z: PyTree) -> PyTree:

@@ -15,7 +15,7 @@ from gradkit.krylov import lanczos
 from gradkit.krylov.drivers import Drive, chosen
 from gradkit.krylov.lanczos import Lanczos
 from gradkit.operators import Operator
-from gradkit.spectra.ritz import SMALL_BLOCK, ritz
+from gradkit.spectra.ritz import SMALL_BLOCK, led_to, ritz
 
 PyTree = Any
 Which = Literal["LA", "SA", "BE", "LM"]
@@ -73,8 +73,10 @@ def eigsh(
 ) -> Eigenpairs:
     """Returns k eigenpairs at the ends of the spectrum of A, with residuals.
 
-    An eigenvalue is found as often as it is multiple, up to `block` times; a further copy is found
-    only where the Krylov space of the start vectors is exhausted.
+    An eigenvalue is found as often as it is multiple, up to `block` times; further copies, and such
+    as agree to within tol, are found only where the Krylov space of random starts is exhausted. A
+    residual cannot fall below the rounding of a product, which in float32 may be 1e-6 of the
+    largest |θ| and more for a loss near zero.
 
     Source: Lanczos with full reorthogonalization; Parlett (1998), chapter 13. With `basis`, thick
     restarts of Wu & Simon (2000); with `block`, the band method of Ruhe (1979).
@@ -95,7 +97,7 @@ def eigsh(
         max_products: most products to spend; by default the smaller of n + k and 20 k + 100, or ten
             times the latter where a basis bounds the memory.
         v0: start vector, or eigenpairs found earlier for a warm start; random by default.
-            Eigenvectors orthogonal to all start vectors are not found.
+            Eigenvectors orthogonal to it are not found.
         basis: most vectors to keep, or `gk.Basis(size, dtype)`. Twice k and more converge well.
         block: start vectors in all, those beside v0 at random.
         drive: `gk.in_jit` or `gk.on_host`; by default what suits the operator.
@@ -160,6 +162,16 @@ class Wanted(NamedTuple):
         k = sum(self)
         return Wanted(*(count + extra * count // k for count in self))
 
+    def outwards(self, theta: jax.Array, j: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
+        """Returns for each end how far out the theta are, and how far out the last one wanted."""
+        i = self.indices(theta, j)
+        ends = (
+            (-theta, i[: self.smallest]),
+            (theta, i[len(i) - self.largest :]),
+            (jnp.abs(theta), i[: self.magnitude]),
+        )
+        return [(key, jnp.min(key[at])) for key, at in ends if len(at)]
+
     def indices(self, theta: jax.Array, j: jax.Array) -> jax.Array:
         """Returns where they are among the first j of the ascending theta, in ascending order."""
         i = jnp.arange(theta.size)
@@ -204,7 +216,7 @@ def search(
     state = Search(krylov, jnp.array(tol, krylov.H.dtype), no, none, jnp.full_like(none, most))
 
     def run(state):
-        return chosen(drive)(_advance(wanted), A, state, until=_stops)
+        return chosen(drive)(_advance(wanted, v0 is None), A, state, until=_stops)
 
     state = run(state)
     while rows < most_rows and not state.found:
@@ -258,10 +270,16 @@ def _starts(A: Operator, v0: PyTree | Eigenpairs | None, block: int) -> PyTree |
 
 
 @functools.cache
-def _advance(wanted: Wanted) -> Callable[[Operator, Search], Search]:
+def _advance(wanted: Wanted, thorough: bool) -> Callable[[Operator, Search], Search]:
     def converged(s: Lanczos, tol: jax.Array) -> jax.Array:
-        theta, _, residuals = ritz(s)
-        return jnp.all(residuals[wanted.indices(theta, s.step)] <= tol * _scale(theta, residuals))
+        theta, S, residuals = ritz(s)
+        goal = tol * _scale(theta, residuals)
+        small = residuals <= goal
+        ends = wanted.outwards(theta, s.step) if thorough else []
+        settled = [_settled(s, *end, small, led_to(s, S), goal) for end in ends]
+        return functools.reduce(
+            jnp.logical_and, settled, jnp.all(small[wanted.indices(theta, s.step)])
+        )
 
     def advance(A: Operator, state: Search) -> Search:
         s = lanczos.step(A, state.krylov)
@@ -271,6 +289,25 @@ def _advance(wanted: Wanted) -> Callable[[Operator, Search], Search]:
         return state._replace(found=jax.lax.cond(due, converged, lambda *_: no, s, state.tol))
 
     return advance
+
+
+def _settled(
+    s: Lanczos,
+    outwards: jax.Array,
+    last: jax.Array,
+    small: jax.Array,
+    latest: jax.Array,
+    goal: jax.Array,
+) -> jax.Array:
+    """Whether no further copy of an eigenvalue would be among those wanted at one end.
+
+    Beyond an exhausted space a new direction meets every eigenvalue that is left. The outermost of
+    those it has led to must have converged; and where it has led to all it can, they must not lie
+    further out than the last one wanted, or the next direction may find them again.
+    """
+    outermost = jnp.argmax(jnp.where(latest, outwards, -jnp.inf))
+    further = outwards[outermost] > last + goal
+    return small[outermost] & ~(s.exhausted & further)
 
 
 def _stops(state: Search) -> jax.Array:
@@ -288,7 +325,9 @@ def _restarted(state: Search, *, wanted: Wanted) -> Search:
     kept = wanted.padded((s.rows - s.block - sum(wanted)) // 3)
     theta, S, _ = ritz(s)
     i = kept.indices(theta, s.step)
-    return state._replace(krylov=lanczos.restarted(s, theta[i], S[:, i]))
+    latest = led_to(s, S)[i]
+    i = i[jnp.argsort(latest)]  # those before the last new direction first
+    return state._replace(krylov=lanczos.restarted(s, theta[i], S[:, i], jnp.sum(~latest)))
 
 
 def _scale(theta: jax.Array, residuals: jax.Array) -> jax.Array:

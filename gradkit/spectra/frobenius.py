@@ -61,7 +61,7 @@ def frobenius_norm(
     s = sampled(
         _squared_image, A, key=key, tol=twice, most=max_products, until=settled, drive=drive
     )
-    value = tree.root(s.mean)
+    value = tree.root(s.value)
     stderr = s.stderr / jnp.where(value > 0, 2 * value, 1)
     return Estimate(value, stderr, s.probes, (stderr <= tol * value) & jnp.isfinite(value))
 

@@ -39,6 +39,17 @@ def ritz(s: Lanczos) -> tuple[jax.Array, jax.Array, jax.Array]:
     return theta, S, jnp.where(jnp.arange(m) < s.step, residuals, jnp.inf)
 
 
+def led_to(s: Lanczos, S: jax.Array) -> jax.Array:
+    """Returns which Ritz vectors have a part in the rows since the last new direction: shape (m,).
+
+    All of them before there was one; of copies of one eigenvalue, old and new, any mixture.
+    """
+    row = jnp.arange(s.rows)
+    since = (row >= s.began) & (row < s.step)
+    share = jnp.sum(jnp.where(since[:, None], S**2, 0), axis=0)
+    return (share > 1e-3) & (row < s.step)
+
+
 class RitzValues(NamedTuple):
     """Eigenvalues of the projection of A on a Krylov space.
 

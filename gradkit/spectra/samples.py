@@ -24,31 +24,46 @@ class Samples(NamedTuple):
     """`mean = Σ xᵢ / m`, `squares = Σ (xᵢ − mean)²` for the m = `probes` samples so far.
 
     Attributes:
-        mean, squares: trees like a sample, in float32 at least.
+        mean, squares: trees like a sample, in float32 at least, the samples being divided by
+            `unit`, so that their squares stay within the range.
+        unit: a power of two near the largest number in the first sample.
         probes: how many samples.
         tol, most: stop at a standard error of tol · |mean|, or at so many samples.
     """
 
     mean: PyTree
     squares: PyTree
+    unit: jax.Array
     probes: jax.Array
     tol: jax.Array
     most: jax.Array
 
     @property
+    def value(self) -> PyTree:
+        """The mean in the samples' own unit."""
+        return tree.scaled(self.unit, self.mean)
+
+    @property
     def stderr(self) -> PyTree:
-        """The standard error of the mean, like `mean`."""
+        """The standard error of the mean, like `value`."""
+        return tree.scaled(self.unit, self.relative_stderr)
+
+    @property
+    def relative_stderr(self) -> PyTree:
+        """The standard error of `mean`."""
         return jax.tree.map(lambda squares: standard_error(squares, self.probes), self.squares)
 
     def include(self, x: PyTree) -> Samples:
         """Returns the samples with x among them, by the update of Welford (1962)."""
         m = self.probes + 1
+        unit = jnp.where(m == 1, tree.scale(x), self.unit).astype(self.unit.dtype)
+        x = tree.scaled(1 / unit, x)
         mean = jax.tree.map(lambda mu, x: mu + (x - mu) / m, self.mean, x)
         squares = jax.tree.map(
             lambda q, x, before, after: q + (x - before) * (x - after),
             *(self.squares, x, self.mean, mean),
         )
-        return self._replace(mean=mean, squares=squares, probes=m)
+        return self._replace(mean=mean, squares=squares, unit=unit, probes=m)
 
 
 def standard_error(squares: jax.Array, m: jax.Array | int) -> jax.Array:
@@ -91,7 +106,7 @@ def full(s: Samples) -> jax.Array:
 
 def settled(s: Samples) -> jax.Array:
     """Whether the standard error is within the tolerance, all probes are used or hope is lost."""
-    met = (s.probes >= FIRST_TEST) & (s.stderr <= s.tol * jnp.abs(s.mean))
+    met = (s.probes >= FIRST_TEST) & (s.relative_stderr <= s.tol * jnp.abs(s.mean))
     return met | full(s) | ~jnp.isfinite(s.mean)
 
 
@@ -125,6 +140,7 @@ def _none(sample: Callable, A: Operator, tol: Any, most: Any) -> Samples:
     return Samples(
         mean=zeros,
         squares=jax.tree.map(jnp.copy, zeros),
+        unit=jnp.ones((), tree.scalar_dtype(zeros)),
         probes=jnp.zeros((), jnp.int32),
         tol=jnp.array(tol, tree.scalar_dtype(zeros)),
         most=jnp.array(most, jnp.int32),

@@ -103,7 +103,7 @@ def _hutchinson(
     A: Operator, *, key: jax.Array, tol: Any, most: int, drive: Drive | None
 ) -> Estimate:
     s = sampled(_quadratic_form, A, key=key, tol=tol, most=most, until=settled, drive=drive)
-    return _estimate(s.mean, s.stderr, s.probes, s.tol)
+    return _estimate(s.value, s.stderr, s.probes, s.tol)
 
 
 def _quadratic_form(A: Operator, z: PyTree) -> jax.Array:
@@ -126,7 +126,7 @@ def _hutchpp(A: Operator, *, key: jax.Array, tol: Any, most: int, drive: Drive |
     B = rest + jnp.trace(krylov.projection()) / A.dimension
     most -= rows
     s = sampled(_quadratic_form, B, key=probes_key, tol=tol, most=most, until=settled, drive=drive)
-    return _estimate(s.mean, s.stderr, rows + s.probes, s.tol)
+    return _estimate(s.value, s.stderr, rows + s.probes, s.tol)
 
 
 def _complement(V: PyTree, matvec: Callable, z: PyTree) -> PyTree:

@@ -80,7 +80,8 @@ def step(operands: tuple[Operator, jax.Array], s: State) -> State:
     rest = tree.norm(q)
     R = s.R.at[:, j].set((c + again).at[j].set(rest))
     scale = jnp.sqrt(jnp.max(jnp.sum(R**2, axis=0)))
-    exhausted = (rest <= 10 * jnp.finfo(rest.dtype).eps * scale) | (j >= A.dimension)
+    tiny = 10 * jnp.finfo(rest.dtype).eps * scale
+    exhausted = ((rest <= tiny) & jnp.isfinite(tiny)) | (j >= A.dimension)
     Q = tree.basis_set(s.Q, j, tree.scaled(jnp.where(exhausted, 0, 1 / rest), q))
     q = jax.tree.map(lambda rows: rows[j], Q)
     h = tree.basis_project(Q, A.matvec(q))

@@ -80,7 +80,7 @@ def test_a_restart_keeps_the_decomposition_and_the_steps_go_on(operator_with, ep
     s = lanczos.lanczos(A, oracle.vector(1)[0], steps=12, key=jax.random.key(2), block=block)
     theta, S = np.linalg.eigh(np.asarray(s.projection()))
     for _ in range(3):
-        kept = lanczos.restarted(s, jnp.asarray(theta[-5:]), jnp.asarray(S[:, -5:]))
+        kept = lanczos.restarted(s, jnp.asarray(theta[-5:]), jnp.asarray(S[:, -5:]), s.began)
         assert kept.step == 5
         assert_decomposition(kept, A, M, atol=100 * 100 * eps)
         s = gk.in_jit(lanczos.step, A, kept, until=lanczos.stops)

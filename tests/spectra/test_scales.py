@@ -177,7 +177,7 @@ def test_a_minimum_out_of_range_is_a_minimum_or_degenerate(dtype, factor):
 @below_and_beyond
 def test_a_condition_number_out_of_range_is_bounded_rightly_or_not(dtype, factor):
     interval = gk.condition_number(out_of_range(factor, dtype), key=KEY)
-    assert interval.lower <= 1001
+    assert interval.lower <= 1010  # residuals below 1e-19 are lost
     assert interval.upper >= 999
 
 
