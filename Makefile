@@ -23,6 +23,7 @@ lint: env
 benchmarks: env
 	$(BIN)/python benchmarks/step_and_hvp.py
 	$(BIN)/python benchmarks/update.py
+	$(BIN)/python benchmarks/spectrum.py
 
 # The contract and flow tests with the newest JAX, on a newer Python where the machine has one.
 newest:

@@ -86,7 +86,7 @@ def trace(H, exact) -> Task:
     def run(method):
         return lambda: gk.trace(H, key=jax.random.key(0), tol=ACCURACY, method=method)
 
-    runs = {f"gradkit, {method}": run(method) for method in ("xtrace", "hutchinson")}
+    runs = {f"gradkit, {method}": run(method) for method in ("hutch++", "xtrace", "hutchinson")}
     spent = {name: int(runs[f"gradkit, {name}"]().products) for name in ("hutchinson", "xtrace")}
     title = f"trace to {ACCURACY:.0%}, in truth {truth:.4f}; peers spend gradkit's products"
     return Task(title, runs, lambda peer: peer.trace(**spent), judge)

@@ -227,10 +227,12 @@ def _orthogonalize(basis: PyTree, w: PyTree) -> tuple[PyTree, jax.Array]:
 
 def _orthogonal(basis: PyTree, v: PyTree) -> PyTree:
     """A unit vector: what of v is orthogonal to the basis."""
-    for _ in range(2):
+
+    def again(_, v):
         v, _h = _orthogonalize(basis, v)
-        v = tree.scaled(1 / tree.norm(v), v)
-    return v
+        return tree.scaled(1 / tree.norm(v), v)
+
+    return jax.lax.fori_loop(0, 2, again, v)  # compiles faster than twice the same
 
 
 def _new_direction(s: Lanczos, like: PyTree, complete: jax.Array) -> PyTree:

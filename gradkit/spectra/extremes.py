@@ -348,16 +348,16 @@ def eigenpairs(
     pairs, scale = _ritz_pairs(state, A.domain, wanted=wanted)
     measured = _Measured(pairs, jnp.zeros_like(state.products))
     pairs = chosen(drive)(_measure, A, measured, until=_all_measured).pairs
-    return _ascending(pairs, state.tol * scale)
+    return _ascending(pairs, state.tol, scale)
 
 
 @jax.jit
-def _ascending(pairs: Eigenpairs, goal: jax.Array) -> Eigenpairs:
+def _ascending(pairs: Eigenpairs, tol: jax.Array, scale: jax.Array) -> Eigenpairs:
     """The pairs in order: Rayleigh quotients of nearly equal Ritz values may have changed it."""
     order = jnp.argsort(pairs.values)
     values, residuals = pairs.values[order], pairs.residuals[order]
     vectors = jax.tree.map(lambda x: x[order], pairs.vectors)
-    return Eigenpairs(values, vectors, residuals, residuals <= goal, pairs.products)
+    return Eigenpairs(values, vectors, residuals, residuals <= tol * scale, pairs.products)
 
 
 def _ritz_pairs(state: Search, domain: PyTree, *, wanted: Wanted) -> tuple[Eigenpairs, jax.Array]:
