@@ -142,7 +142,7 @@ class _Hole:
     number: int
 
     def __call__(self, v):
-        raise NotImplementedError
+        raise TypeError("filled with a matvec before it is called")
 
 
 def _frame(A: Any) -> Any:
