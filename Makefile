@@ -13,7 +13,7 @@ run: env
 	$(BIN)/gradkit spectrum $(RUN)
 
 test: env
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: env
 	$(BIN)/ruff check .

@@ -164,8 +164,9 @@ def test_the_basis_grows_as_it_must_and_gives_the_same_numbers():
 @pytest.mark.parametrize("which", ["LA", "SA", "BE", "LM"])
 @pytest.mark.parametrize("block", [1, 3])
 def test_a_bounded_basis_restarts_and_finds_the_same(operator_with, eps, which, block):
+    """Each of some 20 restarts rounds the basis by √14 ε, hence the tolerance."""
     A, M, _ = operator_with(np.linspace(-1, 2, 60) ** 3)
-    pairs = gk.eigsh(A, 4, which=which, key=jax.random.key(1), tol=30 * eps, basis=14, block=block)
+    pairs = gk.eigsh(A, 4, which=which, key=jax.random.key(1), tol=100 * eps, basis=14, block=block)
     assert pairs.converged.all()
     assert pairs.products > 14 + 4
     expected = wanted(np.linalg.eigvalsh(M), 4, which)
