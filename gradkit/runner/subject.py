@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import os
-import platform
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-import gradkit as gk
 from gradkit.core import Problem
 from gradkit.runner import checkpoint, config, elsewhere, record, train
 from gradkit.runner.errors import UserError
@@ -24,8 +21,6 @@ from gradkit.runner.stability import stability
 from gradkit.tree import path_name
 
 PyTree = Any
-
-PACKAGES = ("jax", "jaxlib", "optax", "numpy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +164,7 @@ def of_task(
     problem, params, batch, source = elsewhere.load(spec, params_file)
     _check_finite(params_file or spec, params)
     place, _, function = spec.rpartition(":")
-    environment = _environment(params) | {
+    environment = train.environment(params) | {
         "task": f"{os.path.normpath(place)}:{function}",
         "params": params_file,
         "sha256": _fingerprint(params),
@@ -265,15 +260,3 @@ def _check_folder(folder: Path, environment: dict[str, Any]) -> None:
         if began.get("task") != environment["task"]:
             other = f"holds spectra of another task, {began.get('task')}"
     raise UserError(f"{folder}: {other}; name another by --out FOLDER")
-
-
-def _environment(params: PyTree) -> dict[str, Any]:
-    return {
-        "gradkit": gk.__version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpus": os.cpu_count(),
-        "device": f"{jax.default_backend()}: {jax.devices()[0].device_kind}",
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "parameters": int(optax.tree.size(params)),
-    }

@@ -358,6 +358,12 @@ def _summarize(
 
 
 def _environment(setting: Setting, command: Sequence[str]) -> dict[str, Any]:
+    about = {"data": setting.task.dataset.describe(), "command": list(command)}
+    return environment(setting.task.params) | about
+
+
+def environment(params: PyTree) -> dict[str, Any]:
+    """Returns what `env.json` says of versions, machine and the number of parameters."""
     return {
         "gradkit": gk.__version__,
         "python": platform.python_version(),
@@ -365,7 +371,5 @@ def _environment(setting: Setting, command: Sequence[str]) -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "device": f"{jax.default_backend()}: {jax.devices()[0].device_kind}",
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "data": setting.task.dataset.describe(),
-        "parameters": optax.tree.size(setting.task.params),
-        "command": list(command),
+        "parameters": int(optax.tree.size(params)),
     }
