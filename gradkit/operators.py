@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
@@ -80,7 +79,7 @@ class Operator:
         self.check(v)
         if self.traceable:
             return _apply(self, v)
-        if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(v)):
+        if tree.traced(v):
             raise TypeError(
                 "A @ v: this operator is made of products in Python and cannot be traced; apply it "
                 "outside jit, vmap and grad, or build it from arrays within them"
@@ -141,7 +140,7 @@ class Operator:
         zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.domain)
         flat, unravel = ravel_pytree(zero)
         units = jnp.eye(flat.size, dtype=flat.dtype)
-        if self.loops_on_host and not isinstance(units, jax.core.Tracer):
+        if self.loops_on_host and not tree.traced(units):
             return jnp.stack([ravel_pytree(self @ unravel(e))[0] for e in units], axis=1)
         return jax.lax.map(lambda e: ravel_pytree(self @ unravel(e))[0], units).T
 

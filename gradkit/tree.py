@@ -11,6 +11,7 @@ import operator
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import optax
 
@@ -81,6 +82,11 @@ def scalar_dtype(domain: PyTree) -> jnp.dtype:
 def shapes(domain: PyTree) -> PyTree:
     """Returns `domain` with every array replaced by its shape and dtype."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), domain)
+
+
+def traced(*trees: PyTree) -> bool:
+    """Returns whether an array in one of the trees is traced, as within `jit`, `vmap` or `grad`."""
+    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(trees))
 
 
 def differences(expected: PyTree, got: PyTree) -> list[str]:

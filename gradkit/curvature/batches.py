@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
-import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
@@ -297,5 +296,4 @@ def _is_array(x: Any) -> bool:
 
 def _is_traced(arrays: PyTree) -> bool:
     """Whether one of the arrays is traced, or whatever is computed here would be."""
-    here = jnp.zeros(())
-    return any(isinstance(x, jax.core.Tracer) for x in (here, *jax.tree.leaves(arrays)))
+    return tree.traced(jnp.zeros(()), arrays)

@@ -172,13 +172,13 @@ def stops(s: State) -> jax.Array:
     return (s.r_norm <= s.goal) | (s.step >= s.max_steps) | s.stopped
 
 
-def result(A: Operator, b: PyTree, s: State) -> Solve:
-    """Returns what the state has reached, with its residual measured by one product."""
+def result(A: Operator, b: PyTree, s: Any) -> Solve:
+    """Returns what a state has reached, of `cg` or `minres`: one product measures its residual."""
     return _result(b, s, A @ s.x)
 
 
 @jax.jit
-def _result(b: PyTree, s: State, Ax: PyTree) -> Solve:
+def _result(b: PyTree, s: Any, Ax: PyTree) -> Solve:
     residual_norm = tree.norm(optax.tree.sub(b, Ax))
     return Solve(
         x=s.x,

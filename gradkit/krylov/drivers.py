@@ -18,8 +18,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.core
 
+from gradkit import tree
 from gradkit.operators import Operator
 
 PyTree = Any
@@ -75,8 +75,7 @@ def on_host(
 
 
 def _suited(step: Step, A: Any, state: PyTree, *, until: Until) -> PyTree:
-    traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((A, state)))
-    by_host = not traced and any(B.loops_on_host for B in operators(A))
+    by_host = not tree.traced(A, state) and any(B.loops_on_host for B in operators(A))
     return (on_host if by_host else in_jit)(step, A, state, until=until)
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from gradkit import tree
-from gradkit.krylov.cg import Solve, in_range, rescaled
+from gradkit.krylov.cg import Solve, in_range, rescaled, result
 from gradkit.krylov.drivers import Drive, chosen
 from gradkit.operators import Operator
 
@@ -177,24 +177,6 @@ def step(operators: tuple[Operator, Operator | None], q: State) -> State:
 def stops(q: State) -> jax.Array:
     """Whether the residual is small, in the null space or NaN, or the steps are used up."""
     return ~(q.r_norm > q.goal) | (q.step >= q.max_steps) | q.stopped
-
-
-def result(A: Operator, b: PyTree, q: State) -> Solve:
-    """Returns what the state has reached, with its residual measured by one product."""
-    return _result(b, q, A @ q.x)
-
-
-@jax.jit
-def _result(b: PyTree, q: State, Ax: PyTree) -> Solve:
-    residual_norm = tree.norm(optax.tree.sub(b, Ax))
-    return Solve(
-        x=q.x,
-        residual_norm=residual_norm,
-        steps=q.step,
-        products=q.step + 1,
-        converged=residual_norm <= q.goal,
-        curvature=q.curvature,
-    )
 
 
 def _normalized(M: Operator | None, p: PyTree) -> tuple[PyTree, PyTree | None, jax.Array]:

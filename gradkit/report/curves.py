@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from gradkit.report.findings import first_not_finite
-from gradkit.report.quantities import finite, tick
+from gradkit.report.quantities import finite
+from gradkit.report.scales import log_scale, plain_scale
 from gradkit.report.svg import INK, drawing, envelope, to_svg
 from gradkit.runner.record import Record, gradient_equivalents
 
@@ -44,7 +44,7 @@ def loss_figure(record: Record) -> str | None:
             axes.set_xlim(left=0)
             _plain_ticks(axes, whole=label == "step")
         if _spans_a_decade(values):
-            _log_scale(panels[0], values)
+            log_scale(panels[0], values)
         panels[0].set_ylabel("loss")
         _mark_divergence(record, panels[:1])
         _legend(figure, panels[0])
@@ -91,7 +91,7 @@ def dynamics_figure(record: Record) -> str | None:
             axes.set_title(label, fontsize=9)
             _plain_ticks(axes, whole=True)
             if key == "gradient_norm" and np.nanmax(y) > 0:
-                _log_scale(axes, y)
+                log_scale(axes, y)
             else:
                 axes.set_ylim(bottom=min(0.0, np.nanmin(y)))
         panels[-1].set_xlabel("step")
@@ -140,21 +140,9 @@ def _spans_a_decade(values: np.ndarray) -> bool:
     return values.min() > 0 and values.max() > 10 * values.min()
 
 
-def _log_scale(axes: Axes, values: np.ndarray) -> None:
-    """A log axis with labels that can be read, also over less than a decade."""
-    positive = values[values > 0]
-    decades = math.log10(np.nanmax(positive) / np.nanmin(positive))
-    axes.set_yscale("log", nonpositive="mask")
-    subs = (1.0, 2.0, 5.0) if decades < 2.5 else (1.0,)
-    axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=7))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-
-
 def _plain_ticks(axes: Axes, *, whole: bool = False) -> None:
-    for axis, integer in ((axes.xaxis, whole), (axes.yaxis, False)):
-        axis.set_major_locator(MaxNLocator(5, steps=(1, 2, 2.5, 5, 10), integer=integer))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
+    plain_scale(axes.xaxis, whole=whole)
+    plain_scale(axes.yaxis)
 
 
 def _mark_divergence(record: Record, panels: Any) -> None:

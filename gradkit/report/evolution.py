@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from gradkit.report.findings import extremes
 from gradkit.report.quantities import finite, number, tick
 from gradkit.report.ridges import draw_ridges
-from gradkit.report.scales import log_scale
+from gradkit.report.scales import log_scale, plain_scale
 from gradkit.report.series import Series, unit
 from gradkit.report.spectrum import ENDS
 from gradkit.report.svg import INK, drawing, to_svg
@@ -38,8 +37,7 @@ def evolution_figure(series: Series, name: str = "evolution") -> str | None:
         _draw_ranks(lower, spectra, "smallest")
         upper.tick_params(labelbottom=False)
         lower.set_xlabel("step")
-        lower.xaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 2.5, 5, 10), integer=True))
-        lower.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
+        plain_scale(lower.xaxis, whole=True)
         figure.supylabel(f"eigenvalue [{unit(series.last)}]", fontsize=9)
         axes = figure.add_subplot(right)
         shown = drawn_as_ridges(series)
@@ -134,8 +132,7 @@ def _draw_ranks(axes: Axes, spectra: list[Spectrum], end: str) -> None:
     if end == "largest" and values.min() > 0 and first.max() > 10 * first.min():
         log_scale(axes, values)
         return
-    axes.yaxis.set_major_locator(MaxNLocator(4, steps=(1, 2, 2.5, 5, 10)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
+    plain_scale(axes.yaxis, 4)
     axes.set_ylim(min(0.0, 1.1 * values.min()), max(0.0, 1.1 * values.max()))
 
 

@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.axis import Axis
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from gradkit.report.quantities import tick
 
@@ -22,3 +23,9 @@ def log_scale(axes: Axes, values: np.ndarray, which: str = "y") -> None:
     axis.set_major_locator(LogLocator(subs=subs, numticks=7))
     axis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
     axis.set_minor_formatter(NullFormatter())
+
+
+def plain_scale(axis: Axis, most: int = 5, *, whole: bool = False) -> None:
+    """A linear axis with at most so many intervals between round numbers, or whole ones."""
+    axis.set_major_locator(MaxNLocator(most, steps=(1, 2, 2.5, 5, 10), integer=whole))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))

@@ -7,11 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from gradkit.report.markup import figure
-from gradkit.report.quantities import finite, number, tick
-from gradkit.report.scales import log_scale
+from gradkit.report.quantities import finite, number
+from gradkit.report.scales import log_scale, plain_scale
 from gradkit.report.svg import INK, drawing, envelope, to_svg
 from gradkit.runner.record import Record
 
@@ -90,13 +89,11 @@ def _draw(axes: Axes, record: Record, kind: str) -> None:
     axes.set_xlabel("step")
     axes.set_xlim(left=0)
     axes.set_ylabel(name)
-    axes.xaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 2.5, 5, 10), integer=True))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
+    plain_scale(axes.xaxis, whole=True)
     if reach.min() > 0 and reach.max() > 10 * reach.min():
         log_scale(axes, reach)
         return
-    axes.yaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 2.5, 5, 10)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
+    plain_scale(axes.yaxis)
     axes.set_ylim(min(0.0, 1.1 * reach.min()), max(0.0, 1.1 * reach.max()))
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.core
 import jax.numpy as jnp
 
 from gradkit import tree
@@ -208,7 +207,7 @@ def search(
     n, k = A.dimension, sum(wanted)
     basis = basis if isinstance(basis, Basis) else Basis(basis)
     most, most_rows = _limits(n, k, max_products, basis.size, block)
-    traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((A, key, tol, v0)))
+    traced = tree.traced(A, key, tol, v0)
     begins_small = most_rows >= 2 * SMALL_BLOCK and not traced
     rows = min(max(SMALL_BLOCK, 3 * k), most_rows) if begins_small else most_rows
     krylov = lanczos.init(A, _starts(A, v0, block), key, rows=rows, block=block, dtype=basis.dtype)
@@ -275,8 +274,9 @@ def _advance(wanted: Wanted, thorough: bool) -> Callable[[Operator, Search], Sea
         theta, S, residuals = ritz(s)
         goal = tol * _scale(theta, residuals)
         small = residuals <= goal
+        latest = led_to(s, S)
         ends = wanted.outwards(theta, s.step) if thorough else []
-        settled = [_settled(s, *end, small, led_to(s, S), goal) for end in ends]
+        settled = [_settled(s, *end, small, latest, goal) for end in ends]
         return functools.reduce(
             jnp.logical_and, settled, jnp.all(small[wanted.indices(theta, s.step)])
         )

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from gradkit import tree
 from gradkit.krylov.drivers import Drive
 from gradkit.operators import Operator
-from gradkit.spectra.samples import FEWEST, sampled, settled
+from gradkit.spectra.samples import FEWEST, root_of, sampled, settled
 from gradkit.spectra.trace import Estimate
 
 PyTree = Any
@@ -61,8 +61,7 @@ def frobenius_norm(
     s = sampled(
         _squared_image, A, key=key, tol=twice, most=max_products, until=settled, drive=drive
     )
-    value = tree.root(s.value)
-    stderr = s.stderr / jnp.where(value > 0, 2 * value, 1)
+    value, stderr = root_of(s.value, s.stderr)
     return Estimate(value, stderr, s.probes, (stderr <= tol * value) & jnp.isfinite(value))
 
 

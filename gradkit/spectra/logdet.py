@@ -10,7 +10,7 @@ from gradkit.krylov import three_term
 from gradkit.krylov.drivers import Drive
 from gradkit.operators import Operator
 from gradkit.spectra.density import Density, density
-from gradkit.spectra.samples import FEWEST, standard_error
+from gradkit.spectra.samples import FEWEST, mean_of
 from gradkit.spectra.trace import Estimate
 
 
@@ -77,8 +77,7 @@ def _logdet(rules: Density, n: int | jax.Array, shift: float | jax.Array) -> Est
     positive = jnp.min(theta) > eps * jnp.max(jnp.abs(rules.nodes))
     logs = jnp.where(positive, jnp.log(theta), jnp.nan)
     samples = n * jnp.sum(weights * logs, axis=1)
-    value = jnp.mean(samples)
-    stderr = standard_error(jnp.sum((samples - value) ** 2), len(samples))
+    value, stderr = mean_of(samples)
 
     coarse, coarse_weights = jax.lax.map(_halved, (theta, weights))
     coarse_value = n * jnp.mean(jnp.sum(coarse_weights * jnp.log(coarse), axis=1))

@@ -74,6 +74,19 @@ def standard_error(squares: jax.Array, m: jax.Array | int) -> jax.Array:
     return jnp.sqrt(squares / jnp.asarray(m * (m - 3), squares.dtype))
 
 
+def mean_of(samples: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns the mean of an array of samples, and its standard error; NaN for fewer than 4."""
+    mean, m = jnp.mean(samples), samples.size
+    squares = jnp.sum((samples - mean) ** 2)
+    return mean, standard_error(squares, m) if m >= FEWEST else jnp.full_like(mean, jnp.nan)
+
+
+def root_of(square: jax.Array, stderr: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns the root of an estimate, and by the delta method its standard error."""
+    root = tree.root(square)
+    return root, stderr / jnp.where(root > 0, 2 * root, 1)
+
+
 def sampled(
     sample: Callable[[Operator, PyTree], PyTree],
     A: Operator,

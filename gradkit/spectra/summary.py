@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
-import jax.core
 import jax.numpy as jnp
 
+from gradkit import tree
 from gradkit.krylov.drivers import Drive
 from gradkit.operators import Operator
 from gradkit.spectra.check import check_operator
@@ -16,7 +16,7 @@ from gradkit.spectra.critical_point import CriticalPoint, classified
 from gradkit.spectra.density import Density, density
 from gradkit.spectra.extremes import Basis, Eigenpairs, Wanted, eigenpairs, search
 from gradkit.spectra.ritz import RitzValues, ritz_values
-from gradkit.spectra.samples import FEWEST, standard_error
+from gradkit.spectra.samples import FEWEST, mean_of, root_of
 from gradkit.spectra.trace import Estimate
 
 PyTree = Any
@@ -136,7 +136,7 @@ def spectrum(
         if value < least:
             raise ValueError(f"{name}: expected at least {least}, got {value}")
     check_key, ends_key, density_key = jax.random.split(key, 3)
-    checked = check and not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((A, key)))
+    checked = check and not tree.traced(A, key)
     if checked:
         _require_sound(A, check_key)
     largest, smallest = Wanted(largest=min(top, n)), Wanted(smallest=min(bottom, n))
@@ -178,7 +178,7 @@ def _negatives(curve: Density | None, ritz: RitzValues, n: int) -> Negatives:
     if curve is not None:
         below = curve.nodes < -resolution
         counts = n * jnp.sum(jnp.where(below, curve.weights, 0), axis=1)
-        estimate, stderr = _mean(counts)
+        estimate, stderr = mean_of(counts)
         last, weights = jnp.sum(below, axis=1), jnp.pad(curve.weights, ((0, 0), (1, 1)))
         beside = jnp.take_along_axis(weights, jnp.stack([last, last + 1], axis=1), axis=1)
         quadrature = n * jnp.mean(jnp.sum(beside, axis=1))
@@ -190,14 +190,7 @@ def _moment(curve: Density | None, n: int, *, power: int) -> Estimate:
     if curve is None or len(curve.nodes) < FEWEST:
         nan = jnp.asarray(jnp.nan)
         return Estimate(nan, nan, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
-    mean, stderr = _mean(n * jnp.sum(curve.weights * curve.nodes**power, axis=1))
+    mean, stderr = mean_of(n * jnp.sum(curve.weights * curve.nodes**power, axis=1))
     if power == 2:
-        root = jnp.sqrt(mean)
-        mean, stderr = root, jnp.where(root > 0, stderr / (2 * root), stderr)
+        mean, stderr = root_of(mean, stderr)
     return Estimate(mean, stderr, curve.products, jnp.isfinite(mean))
-
-
-def _mean(samples: jax.Array) -> tuple[jax.Array, jax.Array]:
-    mean, m = jnp.mean(samples), samples.size
-    squares = jnp.sum((samples - mean) ** 2)
-    return mean, standard_error(squares, m) if m >= FEWEST else jnp.full_like(mean, jnp.nan)

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.core
 import jax.numpy as jnp
 import optax
 
@@ -157,7 +156,7 @@ def track_sharpness(
             moment = _second_moment(following, state.curvature.vector, h.step + 1)
         context = h.step, moment, curvature if arrays else None
         due, last = h.step % every == 0, state._replace(inner=())
-        if isinstance(due, jax.core.Tracer):
+        if tree.traced(due):
             last = run_if(due, measure, last, *context)
         elif due:  # eager: nothing to compile but the search, once
             last = measure(last, *context)
