@@ -20,6 +20,10 @@ from gradkit.krylov.drivers import in_jit as in_jit
 from gradkit.krylov.drivers import on_host as on_host
 from gradkit.krylov.minres import minres as minres
 from gradkit.krylov.resumption import resumable as resumable
+from gradkit.minimization.least_squares import least_squares as least_squares
+from gradkit.minimization.minimize import Result as Result
+from gradkit.minimization.minimize import minimize as minimize
+from gradkit.minimization.status import Status as Status
 from gradkit.operators import Operator as Operator
 from gradkit.optimizers.adadelta import adadelta as adadelta
 from gradkit.optimizers.adagrad import adagrad as adagrad
@@ -30,6 +34,8 @@ from gradkit.optimizers.newton_cg import newton_cg as newton_cg
 from gradkit.optimizers.newton_cg import scale_by_newton_cg as scale_by_newton_cg
 from gradkit.optimizers.rmsprop import rmsprop as rmsprop
 from gradkit.optimizers.sgd import sgd as sgd
+from gradkit.searches.step_length import StepLength as StepLength
+from gradkit.searches.step_length import step_length as step_length
 from gradkit.spectra.check import OperatorCheck as OperatorCheck
 from gradkit.spectra.check import check_operator as check_operator
 from gradkit.spectra.condition import Interval as Interval

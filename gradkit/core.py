@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import Partial
 
+from gradkit import tree
 from gradkit.operators import Operator
 
 PyTree = Any
@@ -99,6 +100,36 @@ class Point(NamedTuple):
     extras: dict[str, Any]
 
 
+class Known(NamedTuple):
+    """Loss and gradient that a line search has computed where its update leads.
+
+    Attributes:
+        mark: `tree.mark` of those parameters and of the loss's arguments, by which `observe` tells
+            that it is there.
+        value: the loss. grad: its gradient, a tree like the parameters.
+    """
+
+    mark: jax.Array
+    value: jax.Array
+    grad: PyTree
+
+    @classmethod
+    def nothing(cls, params: PyTree) -> Known:
+        """Returns what is known before the first update."""
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return cls(jnp.zeros(2, jnp.uint32), jnp.zeros((), tree.scalar_dtype(params)), zeros)
+
+
+def known(state: PyTree) -> Known | None:
+    """Returns what the last update in a state computed, or None where it keeps none."""
+
+    def is_known(node):
+        return isinstance(node, Known)
+
+    found = [node for node in jax.tree.leaves(state, is_leaf=is_known) if is_known(node)]
+    return found[0] if len(found) == 1 else None
+
+
 def observe(
     problem: Problem | Callable,
     params: PyTree,
@@ -107,6 +138,7 @@ def observe(
     *,
     key: jax.Array | None = None,
     micro_batches: int | None = None,
+    state: PyTree = None,
 ) -> Point:
     """Returns value and gradient of the problem at `params`, with the means to learn more.
 
@@ -125,6 +157,9 @@ def observe(
         micro_batches: split every array of the batch into so many equal parts along its first axis,
             and take the mean of loss, gradient and curvature over the parts, one after the other.
             The problem must be a mean over examples. `aux` has a leading axis for the parts.
+        state: an optimizer's state. Where its line search has left loss and gradient at exactly
+            these parameters and this batch, they are not computed again, and `aux` costs one loss.
+            What the problem reads besides parameters and batch must not have changed.
 
     Returns:
         A `Point`; pass it on as `tx.update(point.grad, state, params, **point.extras)`.
@@ -138,21 +173,54 @@ def observe(
         Array([12., 48.], dtype=float32)
     """
     problem = as_problem(problem)
-    evaluate = jax.value_and_grad(problem.value_and_aux, has_aux=True)
-    value_fn, curvature_at = _value_at, curvature
     if micro_batches is None:
-        (value, aux), grad = evaluate(params, batch)
+        value_fn, curvature_at, evaluate, parts = _value_at, curvature, _evaluated, _value_and_aux
     else:
         batch = _split(batch, micro_batches)
-        (value, grad), aux = _mean(lambda part: _first_aside(evaluate(params, part)), batch)
         value_fn, curvature_at = _mean_value_at, Partial(_mean_curvature, curvature)
-    grad = jax.tree.map(jnp.conj, grad)
-    extras = {"value": value, "grad": grad, "value_fn": Partial(value_fn, problem, batch)}
+        evaluate, parts = _mean_evaluated, _mean_value_and_aux
+    value_fn = Partial(value_fn, problem, batch)
+    before = known(state)
+    if before is None:
+        value, grad, aux = evaluate(problem, params, batch)
+    else:
+        value, grad, aux = _recalled(before, value_fn, evaluate, parts, problem, params, batch)
+    extras = {"value": value, "grad": grad, "value_fn": value_fn}
     if curvature is not None:
         extras["curvature"] = Partial(curvature_at, problem, params, batch)
     if key is not None:
         extras["key"] = key
     return Point(value, grad, aux, extras)
+
+
+def _evaluated(problem: Problem, params: PyTree, batch: PyTree) -> tuple[jax.Array, PyTree, Any]:
+    evaluate = jax.value_and_grad(problem.value_and_aux, has_aux=True)
+    (value, aux), grad = evaluate(params, batch)
+    return value, jax.tree.map(jnp.conj, grad), aux
+
+
+def _value_and_aux(problem: Problem, params: PyTree, batch: PyTree) -> tuple[jax.Array, Any]:
+    return problem.value_and_aux(params, batch)
+
+
+def _recalled(
+    before: Known,
+    value_fn: Partial,
+    evaluate: Callable,
+    parts: Callable,
+    problem: Problem,
+    params: PyTree,
+    batch: PyTree,
+) -> tuple[jax.Array, PyTree, Any]:
+    """What `evaluate` returns, from what is known if it is of these parameters and this batch."""
+    value, grad, aux = jax.eval_shape(evaluate, problem, params, batch)
+
+    def recall():
+        recalled = optax.tree.cast_like((before.value, before.grad), (value, grad))
+        return *recalled, parts(problem, params, batch)[1] if jax.tree.leaves(aux) else aux
+
+    same = jnp.all(before.mark == tree.mark((params, value_fn)))
+    return jax.lax.cond(same, recall, lambda: evaluate(problem, params, batch))
 
 
 def _value_at(
@@ -209,9 +277,19 @@ def _mean(function: Callable, batches: PyTree) -> tuple[PyTree, PyTree]:
     return jax.lax.scan(add, zeros, batches)
 
 
-def _first_aside(evaluated: tuple) -> tuple:
-    (value, aux), grad = evaluated
-    return (value, grad), aux
+def _mean_evaluated(
+    problem: Problem, params: PyTree, batches: PyTree
+) -> tuple[jax.Array, PyTree, Any]:
+    def evaluate(part):
+        value, grad, aux = _evaluated(problem, params, part)
+        return (value, grad), aux
+
+    (value, grad), aux = _mean(evaluate, batches)
+    return value, grad, aux
+
+
+def _mean_value_and_aux(problem: Problem, params: PyTree, batches: PyTree) -> tuple[jax.Array, Any]:
+    return _mean(lambda part: problem.value_and_aux(params, part), batches)
 
 
 def _mean_value_at(

@@ -73,7 +73,7 @@ class Operator:
             return False
         leaves, structure = jax.tree.flatten(self.matvec)
         shapes = tuple((jnp.shape(x), jnp.result_type(x)) for x in leaves)
-        return _holds_convolution(structure, shapes, _Domain.of(self.domain))
+        return _holds_convolution(structure, shapes, tree.Shapes.of(self.domain))
 
     def __matmul__(self, v: PyTree) -> PyTree:
         self.check(v)
@@ -90,7 +90,7 @@ class Operator:
         """A + B for an operator on the same domain, A + σI for a scalar σ."""
         if not isinstance(other, Operator):
             return self._with(Partial(_shifted, self.matvec, _scalar(other)))
-        if _Domain.of(self.domain) != _Domain.of(other.domain):
+        if tree.Shapes.of(self.domain) != tree.Shapes.of(other.domain):
             raise ValueError(
                 "A + B needs two operators on the same domain, got\n"
                 f"  {self.domain}\nand\n  {other.domain}"
@@ -129,7 +129,7 @@ class Operator:
             raise ValueError(f"restrict: no leaf was selected from {', '.join(paths)}")
         leaves = [x if k else None for (_, x), k in zip(leaves, kept, strict=True)]
         domain = structure.unflatten(leaves)
-        restricted = Partial(_Restriction(kept, _Domain.of(self.domain)), self.matvec)
+        restricted = Partial(_Restriction(kept, tree.Shapes.of(self.domain)), self.matvec)
         return Operator(restricted, domain, self.traceable)
 
     def dense(self) -> jax.Array:
@@ -149,20 +149,20 @@ class Operator:
 
     def tree_flatten(self):
         """The pytree protocol: the arrays are the matvec's."""
-        return (self.matvec,), (_Domain.of(self.domain), self.traceable)
+        return (self.matvec,), (tree.Shapes.of(self.domain), self.traceable)
 
     @classmethod
-    def tree_unflatten(cls, static: tuple[_Domain, bool], children):
+    def tree_unflatten(cls, static: tuple[tree.Shapes, bool], children):
         """The pytree protocol."""
         operator = object.__new__(cls)
         object.__setattr__(operator, "matvec", children[0])
-        object.__setattr__(operator, "domain", static[0].tree())
+        object.__setattr__(operator, "domain", static[0].unflatten())
         object.__setattr__(operator, "traceable", static[1])
         return operator
 
     def check(self, v: PyTree) -> None:
         """Raises a `ValueError` that names the leaf if v is not a tree like the domain."""
-        if _Domain.of(tree.shapes(v)) == _Domain.of(self.domain):
+        if tree.Shapes.of(tree.shapes(v)) == tree.Shapes.of(self.domain):
             return
         expected = dict(jax.tree_util.tree_leaves_with_path(self.domain))
         got = dict(jax.tree_util.tree_leaves_with_path(tree.shapes(v)))
@@ -179,27 +179,11 @@ class Operator:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Domain:
-    """A domain in hashable form: what two operators must share to share compiled code."""
-
-    leaves: tuple
-    structure: Any
-
-    @classmethod
-    def of(cls, domain: PyTree) -> _Domain:
-        leaves, structure = jax.tree.flatten(domain)
-        return cls(tuple(leaves), structure)
-
-    def tree(self) -> PyTree:
-        return self.structure.unflatten(self.leaves)
-
-
-@dataclasses.dataclass(frozen=True)
 class _Restriction:
     """Pᵀ, then A, then P; equal restrictions compare equal, so that jit recognizes them."""
 
     kept: tuple[bool, ...]
-    domain: _Domain
+    domain: tree.Shapes
 
     def __call__(self, matvec, v):
         selected = iter(jax.tree.leaves(v))
@@ -241,9 +225,9 @@ def _apply(A: Operator, v: PyTree) -> PyTree:
 
 
 @functools.lru_cache(maxsize=64)
-def _holds_convolution(structure: Any, leaves: tuple, domain: _Domain) -> bool:
+def _holds_convolution(structure: Any, leaves: tuple, domain: tree.Shapes) -> bool:
     matvec = structure.unflatten([jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
-    jaxpr = jax.make_jaxpr(lambda matvec, v: matvec(v))(matvec, domain.tree())
+    jaxpr = jax.make_jaxpr(lambda matvec, v: matvec(v))(matvec, domain.unflatten())
     return "conv_general_dilated" in _primitives(jaxpr)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import difflib
+import functools
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -29,6 +30,40 @@ class Driven(NamedTuple):
     """The present value of a hyperparameter that follows a schedule or an array."""
 
     value: jax.Array
+
+
+class Work(NamedTuple):
+    """What the updates so far have asked of the loss: a field of a state, summed up by `work`.
+
+    Attributes:
+        evaluations: of the loss, those with a gradient included.
+        gradients: of the loss.
+        products: with a curvature operator.
+    """
+
+    evaluations: jax.Array
+    gradients: jax.Array
+    products: jax.Array
+
+    @classmethod
+    def none(cls) -> Work:
+        """Returns no work."""
+        return cls(*(jnp.zeros((), jnp.int32) for _ in cls._fields))
+
+    def plus(self, evaluations: Any = 0, gradients: Any = 0, products: Any = 0) -> Work:
+        """Returns the work with so much more."""
+        more = evaluations, gradients, products
+        return Work(*(jnp.asarray(a + b, jnp.int32) for a, b in zip(self, more, strict=True)))
+
+
+def work(state: PyTree) -> Work:
+    """Returns the sum over all members of a state."""
+
+    def counts(node):
+        return isinstance(node, Work)
+
+    nodes = [node for node in jax.tree.leaves(state, is_leaf=counts) if counts(node)]
+    return functools.reduce(lambda a, b: a.plus(*b), nodes, Work.none())
 
 
 class LinkState(NamedTuple):
@@ -125,7 +160,8 @@ def metrics(state: PyTree) -> dict[str, jax.Array]:
 
     A state publishes by having a method `metrics() -> dict[str, scalar]`; the scalars are fields it
     keeps anyway, so unread metrics cost nothing. Of two members that publish the same name, the
-    second appears as `name_2`.
+    second appears as `name_2`. What they have asked of the loss and its curvature in all, their
+    `Work`, is summed up as `evaluations`, `gradients` and `products`.
 
     Args:
         state: an optimizer state, however nested.
@@ -139,7 +175,8 @@ def metrics(state: PyTree) -> dict[str, jax.Array]:
             seen[name] += 1
             (scalar,) = jax.tree.leaves(value)  # out of flax's variables too
             collected[name if seen[name] == 1 else f"{name}_{seen[name]}"] = scalar
-    return collected
+    works = [node for node in _nodes(state) if isinstance(node, Work)]
+    return collected | (work(works)._asdict() if works else {})
 
 
 def to_flat_dict(state: PyTree) -> dict[str, np.ndarray]:

@@ -7,12 +7,14 @@ keep whatever sharding they have; they accumulate in float32 at least.
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 from typing import Any
 
 import jax
 import jax.core
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 PyTree = Any
@@ -37,14 +39,21 @@ def norm(a: PyTree) -> jax.Array:
     return root(inner(a, a))
 
 
+def largest(a: PyTree) -> jax.Array:
+    """Returns ‖a‖∞, the largest number in magnitude, a scalar; NaN if there is one."""
+    dtype = scalar_dtype(a)
+    tops = [jnp.max(jnp.abs(wide(x)), initial=0).astype(dtype) for x in jax.tree.leaves(a)]
+    return jnp.max(jnp.stack(tops)) if tops else jnp.zeros((), dtype)
+
+
 def scale(a: PyTree) -> jax.Array:
     """Returns a power of two near the largest number of `a` in magnitude; 1 where that is 0 or NaN.
 
     Numbers are divided by it, which is exact, where their squares might leave the range.
     """
-    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(wide(x)), initial=0) for x in jax.tree.leaves(a)]))
-    exponent = jnp.frexp(jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1))[1]
-    return jnp.ldexp(jnp.ones_like(largest), exponent)
+    top = largest(a)
+    exponent = jnp.frexp(jnp.where((top > 0) & jnp.isfinite(top), top, 1))[1]
+    return jnp.ldexp(jnp.ones_like(top), exponent)
 
 
 @jax.custom_jvp
@@ -82,6 +91,24 @@ def scalar_dtype(domain: PyTree) -> jnp.dtype:
 def shapes(domain: PyTree) -> PyTree:
     """Returns `domain` with every array replaced by its shape and dtype."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), domain)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shapes:
+    """Structure, shapes and dtypes of a tree in hashable form: what compiled code is shared by."""
+
+    leaves: tuple
+    structure: Any
+
+    @classmethod
+    def of(cls, a: PyTree) -> Shapes:
+        """Returns those of a tree of arrays or of `jax.ShapeDtypeStruct`."""
+        leaves, structure = jax.tree.flatten(shapes(a))
+        return cls(tuple(leaves), structure)
+
+    def unflatten(self) -> PyTree:
+        """Returns the tree of `jax.ShapeDtypeStruct`."""
+        return self.structure.unflatten(self.leaves)
 
 
 def traced(*trees: PyTree) -> bool:
@@ -151,6 +178,46 @@ def hashed(h: jax.Array) -> jax.Array:
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         h = (h ^ (h >> shift)) * jnp.uint32(factor)
     return h ^ (h >> 16)
+
+
+def mark(a: PyTree) -> jax.Array:
+    """Returns two unsigned 32-bit numbers by which the arrays in `a` are told from others.
+
+    Trees that differ in one number differ in their marks; other trees do but for one chance in 2⁶⁴,
+    or so. What is no array, such as a function, is left out.
+
+    Source: multilinear hashing, Σ aᵢ xᵢ modulo 2³², with odd aᵢ that are a hash of the position.
+
+    Cost: one pass over the tree.
+    """
+    total = jnp.zeros(2, jnp.uint32)
+    arrays = [x for x in jax.tree.leaves(a) if isinstance(x, jax.Array | np.ndarray)]
+    for number, x in enumerate(arrays):
+        bits = _bits(jnp.asarray(x))
+        weyl = jnp.zeros(bits.shape, jnp.uint32)
+        for axis, odd in enumerate(range(3, 2 * bits.ndim + 3, 2)):
+            position = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+            weyl = weyl + position * jnp.uint32((odd * 0x9E3779B1) & 0xFFFFFFFF)
+        for half, shift in enumerate((7, 15)):
+            factor = (weyl ^ (weyl >> shift)) * jnp.uint32(0x85EBCA6B) | 1
+            total = total.at[half].add(jnp.sum(bits * factor, dtype=jnp.uint32))
+        total = hashed(total + jnp.uint32(number))
+    return total
+
+
+def _bits(x: jax.Array) -> jax.Array:
+    """The array as unsigned 32-bit numbers."""
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        x = jax.random.key_data(x)
+    if jnp.iscomplexobj(x):
+        x = jnp.stack([jnp.real(x), jnp.imag(x)])
+    width = jnp.dtype(x.dtype).itemsize
+    if x.dtype == bool or width < 4:
+        floating = jnp.issubdtype(x.dtype, jnp.floating)
+        return jax.lax.bitcast_convert_type(
+            x.astype(jnp.float32 if floating else jnp.int32), jnp.uint32
+        )
+    return jax.lax.bitcast_convert_type(x, jnp.uint32)
 
 
 def empty_basis(rows: int, domain: PyTree, dtype: Any = None) -> PyTree:

@@ -20,14 +20,19 @@ MAY_IMPORT = {
     "tree": set(),
     "operators": {"tree"},
     "states": {"tree"},
+    "searches": set(),
     "core": {"operators", "tree"},
     "krylov": {"operators", "tree", "files"},
     "curvature": {"core", "operators", "tree"},
-    "transforms": {"core", "states", "operators", "tree"},
+    "transforms": {"core", "searches", "states", "operators", "tree"},
     "spectra": {"krylov", "operators", "tree"},
-    "optimizers": {"transforms", "krylov", "core", "states", "operators", "tree"},
-    "runner": {
+    "optimizers": {"transforms", "searches", "krylov", "core", "states", "operators", "tree"},
+    "minimization": {
         *("optimizers", "transforms", "spectra", "curvature", "krylov"),
+        *("core", "states", "operators", "tree"),
+    },
+    "runner": {
+        *("minimization", "optimizers", "transforms", "spectra", "curvature", "krylov"),
         *("core", "states", "operators", "tree", "files"),
     },
     "report": {"runner"},

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from gradkit.core import Problem, as_problem
-from gradkit.curvature.hessian import linearized_gradient
+from gradkit.curvature.hessian import linearized
 from gradkit.curvature.memory import fits
 from gradkit.operators import Operator
 
@@ -70,6 +70,15 @@ def gauss_newton(
     return congruence(outputs, H_c, params, linearize=linearize)
 
 
+def observed(problem: Problem, params: PyTree, batch: PyTree) -> tuple[jax.Array, PyTree, Operator]:
+    """Returns loss, gradient and linearized Gauss–Newton matrix, from one gradient."""
+    problem = with_outputs(problem, "gauss_newton")
+    J = jacobian(Partial(outputs_at, problem, batch), params)
+    value, u, H_c = linearized(_criterion_gradient(problem, batch, J), J.outputs)
+    grad = jax.tree.map(jnp.conj, J.backward(u))
+    return value, grad, Operator(Partial(_around, J, H_c), params)
+
+
 def congruence(
     function: Partial, middle: Partial, params: PyTree, *, linearize: bool | None
 ) -> Operator:
@@ -102,10 +111,18 @@ def _around(J: Jacobian, M: Callable, v: PyTree) -> PyTree:
 
 
 def _criterion_hessian(problem: Problem, batch: PyTree, J: Jacobian) -> Callable:
+    return linearized(_criterion_gradient(problem, batch, J), J.outputs)[2]
+
+
+def _criterion_gradient(problem: Problem, batch: PyTree, J: Jacobian) -> Callable:
     def criterion(z):
         return problem.criterion(_joined(z, J.constant), batch)  # pyright: ignore[reportOptionalCall]
 
-    return linearized_gradient(jax.grad(criterion), J.outputs)
+    def gradient_and_value(z):
+        value, grad = jax.value_and_grad(criterion)(z)
+        return grad, value
+
+    return gradient_and_value
 
 
 class Jacobian(NamedTuple):

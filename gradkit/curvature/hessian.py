@@ -58,7 +58,13 @@ def hessian(
 
 @jax.jit
 def _linearized(problem: Problem, params: PyTree, batch: PyTree) -> Callable:
-    return linearized_gradient(Partial(_gradient, problem, batch), params)
+    return linearized(Partial(_gradient_and_value, problem, batch), params)[2]
+
+
+def observed(problem: Problem, params: PyTree, batch: PyTree) -> tuple[jax.Array, PyTree, Operator]:
+    """Returns loss, gradient and linearized Hessian at `params`, from one gradient."""
+    value, grad, product = linearized(Partial(_gradient_and_value, problem, batch), params)
+    return value, grad, Operator(product, params)
 
 
 def _product(problem: Problem, params: PyTree, batch: PyTree, v: PyTree) -> PyTree:
@@ -73,12 +79,14 @@ def _product(problem: Problem, params: PyTree, batch: PyTree, v: PyTree) -> PyTr
     return forward(v)
 
 
-def linearized_gradient(gradient: Callable[[PyTree], PyTree], params: PyTree) -> Callable:
-    """Returns v ↦ H v as a pytree of residuals, H the symmetric derivative of `gradient`."""
-    product = jax.linearize(gradient, params)[1]
+def linearized(
+    gradient_and_value: Callable[[PyTree], tuple[PyTree, Any]], params: PyTree
+) -> tuple[Any, PyTree, Callable]:
+    """Returns a value, its gradient, and v ↦ H v as a pytree of residuals."""
+    grad, product, value = jax.linearize(gradient_and_value, params, has_aux=True)
     if _has_no_value(jax.make_jaxpr(product)(params).jaxpr):
-        return _in_reverse(gradient, params)
-    return product
+        product = _in_reverse(lambda theta: gradient_and_value(theta)[0], params)
+    return value, grad, product
 
 
 def _has_no_value(jaxpr: Jaxpr) -> bool:
@@ -98,5 +106,11 @@ def _transposed(pullback: Callable, v: PyTree) -> PyTree:
 
 
 def _gradient(problem: Problem, batch: PyTree, params: PyTree) -> PyTree:
-    grad = jax.grad(problem.value)(params, batch)
-    return jax.tree.map(jnp.conj, grad)  # of complex leaves jax.grad has the conjugate
+    return _gradient_and_value(problem, batch, params)[0]
+
+
+def _gradient_and_value(
+    problem: Problem, batch: PyTree, params: PyTree
+) -> tuple[PyTree, jax.Array]:
+    value, grad = jax.value_and_grad(problem.value)(params, batch)
+    return jax.tree.map(jnp.conj, grad), value  # of complex leaves jax.grad has the conjugate

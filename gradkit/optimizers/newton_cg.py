@@ -11,6 +11,7 @@ import optax
 from gradkit import tree
 from gradkit.core import required
 from gradkit.krylov.cg import cg
+from gradkit.states import Work
 from gradkit.transforms.chain import chain
 from gradkit.transforms.learning_rate import scale_by_learning_rate
 from gradkit.transforms.line_search import line_search
@@ -18,17 +19,16 @@ from gradkit.transforms.link import Link, link
 
 
 class NewtonCgState(NamedTuple):
-    """The last solve, and `products` with the curvature operator in all updates so far."""
+    """The last solve, and the products with the curvature operator in all updates so far."""
 
-    products: jax.Array
     steps: jax.Array
     residual_norm: jax.Array
     curvature: jax.Array
+    work: Work
 
     def metrics(self) -> dict[str, jax.Array]:
-        """Publishes the products so far, and the last solve's steps, residual and curvature."""
+        """Publishes the last solve's steps, residual and curvature."""
         return {
-            "products": self.products,
             "cg_steps": self.steps,
             "cg_residual": self.residual_norm,
             "cg_curvature": self.curvature,
@@ -62,10 +62,10 @@ def scale_by_newton_cg(
     def init(params, step):
         dtype = tree.scalar_dtype(params)
         return NewtonCgState(
-            products=jnp.zeros((), jnp.int32),
             steps=jnp.zeros((), jnp.int32),
             residual_norm=jnp.zeros((), dtype),
             curvature=jnp.zeros((), dtype),
+            work=Work.none(),
         )
 
     def update(updates, state, params, h, **extra):
@@ -76,10 +76,10 @@ def scale_by_newton_cg(
         first = (solve.steps <= 1) & ~(solve.curvature > 0)
         d = jax.tree.map(lambda x, b: jnp.where(first, b, x), solve.x, g)
         return d, NewtonCgState(
-            products=state.products + solve.products,
             steps=solve.steps,
             residual_norm=solve.residual_norm.astype(state.residual_norm.dtype),
             curvature=solve.curvature.astype(state.curvature.dtype),
+            work=state.work.plus(products=solve.products),
         )
 
     return link(init, update, damping=damping, tol=tol)

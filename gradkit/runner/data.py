@@ -115,7 +115,8 @@ def load(source: str, test_fraction: float) -> Dataset:
 class Batches:
     """Shuffled epochs without replacement: which examples a step sees, from its number alone.
 
-    The last examples of an epoch that do not fill a batch are left for other epochs.
+    The last examples of an epoch that do not fill a batch are left for other epochs. A batch of all
+    examples has them in their order: the loss is one function then.
     """
 
     examples: int
@@ -136,6 +137,8 @@ class Batches:
 
     def indices(self, step: int) -> np.ndarray:
         """Returns the positions of the examples of a step, shape (size,)."""
+        if self.size == self.examples:
+            return np.arange(self.size)
         epoch, index = divmod(step, self.per_epoch)
         order = _order(self.seed, epoch, self.examples)
         return order[index * self.size : (index + 1) * self.size]

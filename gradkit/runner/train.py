@@ -22,7 +22,7 @@ import numpy as np
 import optax
 
 import gradkit as gk
-from gradkit import tree
+from gradkit import states, tree
 from gradkit.core import Problem
 from gradkit.curvature.hessian import hessian
 from gradkit.runner import checkpoint, optimizers, record, tasks
@@ -89,9 +89,21 @@ def prepare(config: Config) -> Setting:
     task = tasks.build(config)
     batches = Batches(len(task.dataset.x_train), config.batch_size, config.seed)
     tx = optimizers.build(config.optimizer)
+    _needs_one_function(tx, task, batches)
     if config.sharpness_every is not None:
         tx = track_sharpness(tx, every=config.sharpness_every)
     return Setting(config, task, tx, batches, optimizers.configured_rate(config.optimizer))
+
+
+def _needs_one_function(tx: Any, task: tasks.Task, batches: Batches) -> None:
+    """Refuses mini-batches for what compares gradients of step and step, and says that it does."""
+    published = jax.eval_shape(lambda params: gk.metrics(tx.init(params)), task.params)
+    if "function_changes" in published and batches.size < batches.examples:
+        raise UserError(
+            f"optimizer: it compares the gradients of one step and the next, which must be of the "
+            f"same loss; batch_size: {batches.size} of {batches.examples} examples makes another "
+            f"one of each. Set batch_size: {batches.examples}, or choose another optimizer."
+        )
 
 
 def begin(config: Config, folder: Path, command: Sequence[str]) -> dict[str, Any]:
@@ -218,10 +230,18 @@ def _update(setting: Setting) -> Callable[..., tuple[PyTree, dict[str, jax.Array
             "gradient_norm": tree.norm(point.grad),
             **{k: v for k, v in gk.hyperparams(opt_state).items() if k == "learning_rate"},
             **gk.metrics(opt_state),
+            **_beyond_one_gradient(opt_state),
         }
         return (params, opt_state), figures
 
     return update
+
+
+def _beyond_one_gradient(opt_state: PyTree) -> dict[str, jax.Array]:
+    """What the updates so far have asked for besides a gradient each: losses are by themselves."""
+    work = states.work(opt_state)
+    alone = work.evaluations - work.gradients
+    return {"gradients": work.gradients, "evaluations": alone, "products": work.products}
 
 
 def _evaluator(problem: Problem, params: PyTree, data: PyTree) -> Callable[..., dict[str, float]]:
@@ -331,13 +351,10 @@ def _line(setting: Setting, step: int, figures: dict[str, Any], seconds: float) 
         "epoch": round(step / setting.batches.per_epoch, 4),
         "time": round(seconds, 4),
         "learning_rate": setting.rate(step - 1),
-        "gradients": step,
-        "evaluations": 0,
-        "products": 0,
     }
     if "sharpness" in figures:
         line |= optimizers.sharpness_limits(setting.config.optimizer)
-    return _numbers(line | figures)
+    return _numbers(line | figures | {"gradients": step + figures["gradients"]})
 
 
 def _summarize(

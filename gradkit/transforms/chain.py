@@ -68,7 +68,9 @@ def chain(*members: optax.GradientTransformation, **named: optax.GradientTransfo
 
     cast = links[-1].cast if links else tree.cast_updates
     leafwise = next((link.leafwise for link in links if link.leafwise), None)
-    return Link("chain", start, advance, names, cast=cast, leafwise=leafwise)
+    evaluates = bool(links) and links[-1].evaluates
+    about = {"cast": cast, "leafwise": leafwise, "evaluates": evaluates}
+    return Link("chain", start, advance, names, **about)
 
 
 def _numbered(names: list[str]) -> tuple[str, ...]:

@@ -2,89 +2,146 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from gradkit import tree
-from gradkit.core import required
+from gradkit.core import Known, required
+from gradkit.searches.line import Rules, Trial, along
+from gradkit.searches.methods import method_named
+from gradkit.states import Work
 from gradkit.transforms.link import Link, link
+
+PyTree = Any
 
 
 class LineSearchState(NamedTuple):
-    """The last search: `learning_rate`, 0 where it failed. `evaluations`: of the loss, in all."""
+    """The last search: `learning_rate` is 0 where it failed, and `failures` how often it has.
+
+    `known` is the loss at the parameters that the update leads to, for methods that take its
+    gradient at every trial; else it is empty.
+    """
 
     learning_rate: jax.Array
-    evaluations: jax.Array
     failures: jax.Array
+    work: Work
+    known: Known | tuple[()]
 
     def metrics(self) -> dict[str, jax.Array]:
-        """Publishes all three."""
-        return self._asdict()
+        """Publishes the learning rate and the failures."""
+        return {"learning_rate": self.learning_rate, "failures": self.failures}
 
 
 def line_search(
+    method: str = "backtracking",
     *,
     decrease: optax.ScalarOrSchedule = 1e-4,
+    curvature: optax.ScalarOrSchedule = 0.9,
     shrink: optax.ScalarOrSchedule = 0.5,
     max_steps: int = 20,
 ) -> Link:
-    """Scales updates u to −α u, with α the first of 1, ½, ¼ … that lowers the loss enough.
+    """Scales updates u to −α u, with α found by trials along the line, of which 1 is the first.
 
-    Enough is Armijo's f(θ − α u) ≤ f(θ) − c α gᵀu. It takes the place of a learning rate.
+    It takes the place of a learning rate. With φ(α) = f(θ − α u):
 
-    Source: Nocedal & Wright (2006), algorithm 3.1.
+    - `"backtracking"`: the first α of 1, ½, ¼ … with φ(α) ≤ φ(0) + c₁ α φ′(0) (Armijo). One loss a
+      trial.
+    - `"more_thuente"`: |φ′(α)| ≤ c₂ |φ′(0)| as well (strong Wolfe). A gradient a trial.
+    - `"hager_zhang"`: the same, or a condition on slopes alone where rounding leaves nothing of the
+      differences of losses (approximate Wolfe). A gradient a trial.
+
+    With an extra argument `project`, a function of the parameters, trials are projected: the line
+    becomes the path of Bertsekas (1982).
+
+    The last two know the gradient at the parameters that the update leads to: on the same batch
+    `gk.observe(..., known=state)` takes it from the state instead of computing it.
+
+    Source: Nocedal & Wright (2006), algorithm 3.1; Moré & Thuente (1994); Hager & Zhang (2006).
     Differs: a loss that is NaN or infinite fails the trial; the test allows for the rounding of f,
-    2 ε |f|, without which no step passes near a minimum in float32; where no α passes, or −u is not
-    a direction of descent, the update is zero and counted as a failure, unless u is zero itself.
+    4 ε |f|, without which no step passes near a minimum in float32; where no α passes, the lowest
+    trial is taken, and where none is lower, or −u is not a direction of descent, the update is zero
+    and counted as a failure, unless u is zero itself.
 
-    Cost: one evaluation of the loss a trial.
+    Cost: one loss a trial, with its gradient for the last two, and then one tree of memory.
 
     Args:
-        decrease: c, 0 < c < ½.
-        shrink: factor between one trial and the next.
+        method: one of the three names.
+        decrease: c₁, 0 < c₁ < ½.
+        curvature: c₂, c₁ < c₂ < 1: 0.9 for directions of Newton's kind, 0.1 for conjugate ones.
+        shrink: of backtracking, the factor between one trial and the next.
         max_steps: most trials.
 
     Raises:
+        ValueError: the method is unknown.
         TypeError: `update` was called without `value`, `grad` or `value_fn`.
     """
+    search = method_named(method)
 
     def init(params, step):
+        dtype = tree.scalar_dtype(params)
         return LineSearchState(
-            learning_rate=jnp.ones((), tree.scalar_dtype(params)),
-            evaluations=jnp.zeros((), jnp.int32),
+            learning_rate=jnp.ones((), dtype),
             failures=jnp.zeros((), jnp.int32),
+            work=Work.none(),
+            known=Known.nothing(params) if search.slopes else (),
         )
 
     def update(updates, state, params, h, **extra):
         value, grad, value_fn = (
             required(extra, name, member="line_search") for name in ("value", "grad", "value_fn")
         )
-        dtype = state.learning_rate.dtype
+        u, dtype, project = updates, state.learning_rate.dtype, extra.get("project")
+
+        def moved(alpha):
+            """−α u in the dtypes that leave, and where it leads: to the bit what the caller finds.
+
+            Behind the barrier, no compiler contracts product and sum into one rounding.
+            """
+            change = tree.cast_updates(tree.scaled(-alpha, u), grad, params)
+            change = jax.lax.optimization_barrier(change)
+            x = optax.apply_updates(params, change)
+            if project is None:
+                return change, x
+            x = project(x)
+            return optax.tree.sub(x, params), x
+
+        def phi(alpha):
+            x = moved(alpha)[1]
+            if not search.slopes:
+                return value_fn(x), jnp.asarray(jnp.nan, dtype), ()
+            f, g = jax.value_and_grad(value_fn)(x)
+            g = optax.tree.cast_like(jax.tree.map(jnp.conj, g), params)
+            return f, -tree.inner(g, u), g
+
         f = value.astype(dtype)
-        slope = tree.inner(grad, updates).astype(dtype)  # gᵀu: f falls along −u if positive
-        slack = 2 * jnp.finfo(value.dtype).eps * jnp.abs(f)
+        noise = 4 * jnp.finfo(value.dtype).eps * jnp.abs(f)
+        start = Trial(jnp.zeros((), dtype), f, -tree.inner(grad, u).astype(dtype))
+        found = along(
+            phi,
+            start,
+            optax.tree.cast_like(grad, params) if search.slopes else (),
+            search,
+            Rules(h.decrease, h.curvature, h.shrink, noise),
+            alpha=jnp.ones((), dtype),
+            max_steps=max_steps,
+        )
+        alpha = found.trial.alpha
+        u = jax.tree.map(lambda x: jnp.where(alpha > 0, x, 0), u)  # 0 times infinity is NaN
+        change, x = moved(alpha)
+        failed = (alpha == 0) & (tree.norm(updates) != 0)
+        gradients = found.trials if search.slopes else 0
+        known = ()
+        if search.slopes:
+            known = Known(tree.mark((x, value_fn)), found.trial.value, found.carried)
+        return change, LineSearchState(
+            alpha,
+            state.failures + failed,
+            state.work.plus(found.trials, gradients),
+            known,
+        )
 
-        def passes(alpha):
-            trial = value_fn(tree.add_scaled(params, -alpha, updates))
-            return (slope > 0) & (trial <= f - h.decrease * alpha * slope + slack)
-
-        def go_on(search):
-            _, trials, passed = search
-            return ~passed & (trials < max_steps) & (slope > 0)
-
-        def attempt(search):
-            alpha, trials, _ = search
-            alpha = jnp.where(trials > 0, h.shrink * alpha, alpha)
-            return alpha, trials + 1, passes(alpha)
-
-        start = (jnp.ones((), dtype), jnp.zeros((), jnp.int32), jnp.zeros((), bool))
-        alpha, trials, passed = jax.lax.while_loop(go_on, attempt, start)
-        alpha = jnp.where(passed, alpha, 0)
-        step = jax.tree.map(lambda u: jnp.where(passed, -alpha * u, 0), updates)
-        failed = ~passed & (tree.norm(updates) != 0)
-        return step, LineSearchState(alpha, state.evaluations + trials, state.failures + failed)
-
-    return link(init, update, decrease=decrease, shrink=shrink)
+    rules = {"decrease": decrease, "curvature": curvature, "shrink": shrink}
+    return link(init, update, evaluates=search.slopes, **rules)

@@ -37,6 +37,7 @@ class Link(optax.GradientTransformationExtraArgs):
         cast: (updates, incoming updates, params) -> updates in the dtypes that leave.
         leafwise: the name of a member that looks at whole leaves, at their shapes or their paths;
             None where the tree might as well be one long vector.
+        evaluates: whether its state has a `gradkit.core.Known` of the loss where its updates lead.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Link(optax.GradientTransformationExtraArgs):
     advance: Callable[..., tuple[PyTree, PyTree]]
     cast: Callable[[PyTree, PyTree, PyTree], PyTree]
     leafwise: str | None
+    evaluates: bool
     _members: tuple[str, ...] | None
 
     def __new__(  # noqa: D102
@@ -55,6 +57,7 @@ class Link(optax.GradientTransformationExtraArgs):
         *,
         cast: Callable = tree.cast_updates,
         leafwise: str | None = None,
+        evaluates: bool = False,
     ):
         names = (name,) if members is None else members
         whole, parts = state_type((*names, "step")), state_type(names)
@@ -74,12 +77,12 @@ class Link(optax.GradientTransformationExtraArgs):
 
         self = super().__new__(cls, init, update)
         self.name, self.start, self.advance, self.cast = name, start, advance, cast
-        self._members, self.leafwise = members, leafwise
+        self._members, self.leafwise, self.evaluates = members, leafwise, evaluates
         return self
 
     def named(self, name: str) -> Link:
         """Returns the same link under another name."""
-        about = {"cast": self.cast, "leafwise": self.leafwise}
+        about = {"cast": self.cast, "leafwise": self.leafwise, "evaluates": self.evaluates}
         return Link(name, self.start, self.advance, self._members, **about)
 
 
@@ -117,6 +120,7 @@ def link(
     *,
     around: Link | None = None,
     leafwise: bool = False,
+    evaluates: bool = False,
     cast: Callable | None = None,
     **hyperparams: Any,
 ) -> Link:
@@ -127,6 +131,7 @@ def link(
         update: (updates, memory, params, h, **extra) -> (updates, memory), h a `Hyperparams`.
         around: the link that this one wraps; `cast` and `leafwise` are its own then.
         leafwise: whether the rule looks at whole leaves, at their shapes or their paths.
+        evaluates: of `Link`.
         cast: of `Link`.
         **hyperparams: numbers, arrays, or schedules: functions of the step. A number goes into the
             state at `init` and is taken from there, so that it can be changed; arrays, traced or
@@ -167,7 +172,8 @@ def link(
 
     inner = around or Link(name, start, advance)
     looks = name if leafwise else inner.leafwise
-    return Link(name, start, advance, cast=cast or inner.cast, leafwise=looks)
+    about = {"cast": cast or inner.cast, "leafwise": looks, "evaluates": evaluates}
+    return Link(name, start, advance, **about)
 
 
 def as_link(tx: optax.GradientTransformation) -> Link:

@@ -221,10 +221,15 @@ def test_a_batch_depends_on_seed_and_step_alone(batches, steps):
 
 def test_epochs_and_seeds_differ():
     def epoch(seed, number):
-        return Batches(100, 100, seed).indices(number).tolist()
+        return Batches(100, 50, seed).indices(2 * number).tolist()
 
     orders = [epoch(seed, number) for seed in (0, 1) for number in (0, 1)]
     assert len({tuple(order) for order in orders}) == 4
+
+
+def test_a_batch_of_all_examples_is_the_same_at_every_step():
+    batches = Batches(100, 100, seed=0)
+    assert batches.indices(0).tolist() == batches.indices(7).tolist() == list(range(100))
 
 
 def test_a_batch_larger_than_the_training_set_is_refused():

@@ -371,6 +371,10 @@ REFUSED = {
          "decay_steps": -1}}},
         "optimizer: optax.cosine_decay_schedule refuses its arguments: ",
     ),
+    "mini-batches": (
+        {"name": "lbfgs"},
+        "optimizer: it compares the gradients of one step and the next, which must be of the",
+    ),
     "init": ({"name": "contrib.scale_by_muon"}, "optimizer: cannot be "),
     "update": ({"name": "contrib.sophia", "learning_rate": 0.1}, "optimizer: cannot be run from a"),
 }  # fmt: skip

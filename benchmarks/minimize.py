@@ -1,0 +1,228 @@
+"""How many classical problems each solver solves on an equal budget, and what its steps cost.
+
+    python benchmarks/minimize.py                      # everything, some 40 minutes on 2 cores
+    python benchmarks/minimize.py solved lbfgs "scipy L-BFGS-B"
+    python benchmarks/minimize.py steps
+
+`solved` runs every problem of `benchmarks/problems` from its standard start, in float64 and with
+2,000 gradient-equivalents: a loss counts a third of a gradient with it, a gradient two thirds, a
+Hessian-vector product one, for everybody. Solved means that the point returned has ‖g‖∞ ≤ 1e-5, or
+a loss within 1e-6 relative of the best known, of another known minimizer's, or 1e-12 of zero. False
+convergence is a claim of success where neither holds. What a solver spends is counted in its calls
+of the loss, or told by gradkit, whose counts the tests compare with calls.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import measure
+import numpy as np
+import optax
+import problems
+import scipy.optimize
+
+import gradkit as gk
+
+BUDGET = 2000.0
+OURS = (
+    "lbfgs",
+    "bfgs",
+    "nonlinear_cg",
+    "trust_region",
+    "cubic",
+    "levenberg_marquardt",
+    "newton_cg",
+)
+SCIPY = ("L-BFGS-B", "BFGS", "CG", "Newton-CG", "trust-ncg", "trust-krylov")
+TIGHT = {
+    "L-BFGS-B": {"ftol": 0, "gtol": 1e-8, "maxfun": 10**6, "maxiter": 10**6},
+    "Newton-CG": {"xtol": 1e-12, "maxiter": 10**6},
+}
+OPTIMISTIX = ("BFGS", "LBFGS", "NonlinearCG")
+
+
+class Run(NamedTuple):
+    """Where a solver ended: loss, largest gradient entry, its claim, and what it spent."""
+
+    value: float
+    norm: float
+    claimed: bool
+    spent: float
+    status: str
+
+
+class Spent(Exception):  # noqa: N818
+    """The budget is spent."""
+
+
+def solves(problem: problems.Unconstrained, run: Run) -> bool:
+    near = [
+        run.value - best <= max(1e-6 * abs(best), 1e-12) for best in (problem.best, *problem.local)
+    ]
+    return (
+        run.norm <= 1e-5
+        or near[0]
+        or any(abs(run.value - best) <= 1e-6 * abs(best) for best in problem.local)
+    )
+
+
+def ours(problem: problems.Unconstrained, method: str, dtype: Any = jnp.float64) -> Run:
+    x0 = jnp.asarray(problem.x0, dtype)
+    found = gk.minimize(problem.fun, x0, method=method, max_steps=10**6, budget=BUDGET)
+    status = gk.Status(int(found.status))
+    norm = float(jnp.max(jnp.abs(found.grad)))
+    spent = float(found.gradient_equivalents)
+    return Run(float(found.value), norm, bool(found.converged), spent, status.name)
+
+
+def scipys(problem: problems.Unconstrained, method: str) -> Run:
+    """The best point that SciPy has seen when it stops, or when the budget is spent."""
+    value_and_grad = jax.jit(jax.value_and_grad(problem.fun))
+    product = jax.jit(lambda x, v: jax.jvp(jax.grad(problem.fun), (x,), (v,))[1])
+    best, spent = [np.inf, np.inf], [0.0]
+
+    def fun(x):
+        spend(1.0)
+        value, grad = value_and_grad(x)
+        if value < best[0]:
+            best[:] = [float(value), float(jnp.max(jnp.abs(grad)))]
+        return float(value), np.asarray(grad)
+
+    def hessp(x, v):
+        spend(1.0)
+        return np.asarray(product(x, v))
+
+    def spend(cost):
+        if spent[0] + cost > BUDGET:
+            raise Spent
+        spent[0] += cost
+
+    extra = {} if method in ("L-BFGS-B", "BFGS", "CG") else {"hessp": hessp}
+    options = TIGHT.get(method, {"gtol": 1e-8, "maxiter": 10**6})
+    try:
+        found = scipy.optimize.minimize(
+            fun, problem.x0, jac=True, method=method, options=options, **extra
+        )
+        return Run(*best, bool(found.success), spent[0], str(found.message))
+    except (Spent, FloatingPointError, np.linalg.LinAlgError, ValueError) as error:
+        return Run(*best, False, spent[0], type(error).__name__)
+
+
+def optax_lbfgs(problem: problems.Unconstrained) -> Run:
+    """Its documented loop, which takes value and gradient from the state of its line search."""
+    tx = optax.lbfgs()
+    value_and_grad = optax.value_and_grad_from_state(problem.fun)
+
+    def step(carry):
+        x, state, best, spent = carry
+        value, grad = value_and_grad(x, state=state)
+        norm = jnp.max(jnp.abs(grad))
+        best = jax.tree.map(lambda a, b: jnp.where(value < best[0], a, b), (value, norm), best)
+        updates, state = tx.update(grad, state, x, value=value, grad=grad, value_fn=problem.fun)
+        trials = state[-1].info.num_linesearch_steps
+        return optax.apply_updates(x, updates), state, best, spent + trials
+
+    def go_on(carry):
+        _, _, (_, norm), spent = carry
+        return (norm > 1e-8) & (spent < BUDGET)
+
+    @jax.jit
+    def solve(x0):
+        start = (jnp.asarray(jnp.inf), jnp.asarray(jnp.inf))
+        carry = x0, tx.init(x0), start, jnp.ones((), jnp.int32)
+        return jax.lax.while_loop(go_on, step, carry)[2:]
+
+    (value, norm), spent = solve(jnp.asarray(problem.x0))
+    return Run(float(value), float(norm), bool(norm <= 1e-8), float(spent), "")
+
+
+def optimistixs(problem: problems.Unconstrained, name: str) -> Run:
+    """A loss a step and a gradient an accepted step, counted in its calls."""
+    import optimistix
+
+    spent, best = [0.0], [np.inf, np.inf]
+
+    def count(value):
+        spent[0] += 1.0 / 3
+        best[0] = min(best[0], float(value))
+
+    def fun(x, _):
+        value = problem.fun(x)
+        jax.debug.callback(count, value)
+        return value
+
+    solver = getattr(optimistix, name)(rtol=1e-9, atol=1e-9)
+    found = optimistix.minimise(fun, solver, problem.x0, max_steps=2000, throw=False)
+    value, grad = jax.value_and_grad(problem.fun)(found.value)
+    jax.effects_barrier()
+    accepted = int(found.stats.get("num_accepted_steps", found.stats["num_steps"]))
+    total = spent[0] + 2 * accepted / 3
+    claimed = bool(found.result == optimistix.RESULTS.successful)
+    return Run(float(value), float(jnp.max(jnp.abs(grad))), claimed, total, "")
+
+
+def solvers() -> dict[str, Callable[[problems.Unconstrained], Run]]:
+    found: dict[str, Callable] = {name: functools.partial(ours, method=name) for name in OURS}
+    found |= {f"scipy {name}": functools.partial(scipys, method=name) for name in SCIPY}
+    found["optax lbfgs"] = optax_lbfgs
+    if importlib.util.find_spec("optimistix"):
+        found |= {f"optimistix {n}": functools.partial(optimistixs, name=n) for n in OPTIMISTIX}
+    return found
+
+
+def solved(names: list[str]) -> None:
+    every = problems.unconstrained()
+    chosen = {n: solver for n, solver in solvers().items() if not names or n in names}
+    print(measure.machine("scipy", "optimistix"))
+    print(f"{len(every)} problems, {BUDGET:.0f} gradient-equivalents, float64\n")
+    print(
+        "| solver | solved | % | claims convergence and is not there | median spent where solved |"
+    )
+    print("|---|---|---|---|---|")
+    for name, solver in chosen.items():
+        start, runs = time.perf_counter(), []
+        for number, problem in enumerate(every):
+            runs.append(solver(problem))
+            jax.clear_caches()
+            done = time.perf_counter() - start
+            left = done / (number + 1) * (len(every) - number - 1)
+            print(
+                f"\r{name} {number + 1}/{len(every)}, {left:.0f} s left ", end="", file=sys.stderr
+            )
+        print("\r", end="", file=sys.stderr)
+        there = [
+            solves(p, r) and r.spent <= BUDGET * 1.02 for p, r in zip(every, runs, strict=True)
+        ]
+        false = [
+            p.name for p, r, ok in zip(every, runs, there, strict=True) if r.claimed and not ok
+        ]
+        spent = np.median([r.spent for r, ok in zip(runs, there, strict=True) if ok])
+        share = 100 * sum(there) / len(every)
+        print(f"| {name} | {sum(there)} | {share:.1f} | {len(false)} | {spent:.0f} |", flush=True)
+        failed = [
+            f"{p.name} ({r.status}, {r.norm:.0e})"
+            for p, r, ok in zip(every, runs, there, strict=True)
+            if not ok
+        ]
+        print(
+            f"{name}: false: {', '.join(false) or 'none'}; failed: {', '.join(failed)}",
+            file=sys.stderr,
+        )
+
+
+def main() -> None:
+    jax.config.update("jax_enable_x64", True)
+    what, *names = sys.argv[1:] or ["solved"]
+    {"solved": solved}[what](names)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""Differences between one update and the next: what quasi-Newton methods learn curvature from."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradkit import tree
+
+PyTree = Any
+
+
+class Before(NamedTuple):
+    """What the update before saw.
+
+    Attributes:
+        params: x₋, in float32 at least.
+        grad: g₋, in float32 at least.
+        mark: of the arrays in the loss, which are the batch: see `tree.mark`.
+        known: whether there was one.
+    """
+
+    params: PyTree
+    grad: PyTree
+    mark: jax.Array
+    known: jax.Array
+
+
+class Pair(NamedTuple):
+    """The differences s = x − x₋ and y = g − g₋, as unit vectors: the same for any scale of f.
+
+    Attributes:
+        s: s / ‖s‖, zero for s = 0.
+        y: y / ‖y‖, zero for y = 0.
+        s_norm: ‖s‖ [param].
+        y_norm: ‖y‖ [loss/param].
+        cosine: sᵀy / (‖s‖‖y‖): curvature along s, relative to the change of the gradient.
+        usable: whether the pair is of one finite loss, and s is not zero.
+        stuck: whether s is zero, as the last update has changed nothing, and g is not.
+        changed: whether the loss is not that of the update before.
+        finite: whether g is.
+    """
+
+    s: PyTree
+    y: PyTree
+    s_norm: jax.Array
+    y_norm: jax.Array
+    cosine: jax.Array
+    usable: jax.Array
+    stuck: jax.Array
+    changed: jax.Array
+    finite: jax.Array
+
+    @property
+    def inverse_curvature(self) -> jax.Array:
+        """γ = sᵀy / yᵀy [param²/loss], between the ends of the spectrum of H⁻¹."""
+        return self.cosine * self.s_norm / jnp.where(self.y_norm > 0, self.y_norm, 1)
+
+
+class Counts(NamedTuple):
+    """What went otherwise than hoped, in all updates so far.
+
+    Attributes:
+        restarts: steepest descents, as nothing had moved or the direction did not descend.
+        refused: pairs that were not taken, as there was no positive curvature in them.
+        changes: updates whose loss was not that of the update before.
+    """
+
+    restarts: jax.Array
+    refused: jax.Array
+    changes: jax.Array
+
+    @classmethod
+    def none(cls) -> Counts:
+        """Returns zeros."""
+        return cls(*(jnp.zeros((), jnp.int32) for _ in cls._fields))
+
+    def metrics(self) -> dict[str, jax.Array]:
+        """Publishes the three."""
+        return {
+            "restarts": self.restarts,
+            "refused_pairs": self.refused,
+            "function_changes": self.changes,
+        }
+
+    def plus(self, restarts: jax.Array, refused: jax.Array, changes: jax.Array) -> Counts:
+        """Returns the counts, each one more where that is so."""
+        more = restarts, refused, changes
+        return Counts(*(a + b.astype(a.dtype) for a, b in zip(self, more, strict=True)))
+
+
+def nothing_before(params: PyTree) -> Before:
+    """Returns what is known before the first update."""
+    mark, known = jnp.zeros(2, jnp.uint32), jnp.zeros((), bool)
+    return Before(tree.wide_zeros(params), tree.wide_zeros(params), mark, known)
+
+
+def seen(grad: PyTree, params: PyTree, value_fn: Any) -> Before:
+    """Returns what this update sees, for the next one."""
+    x, g = jax.tree.map(tree.wide, (params, optax.tree.cast_like(grad, params)))
+    return Before(x, g, tree.mark(value_fn), jnp.ones((), bool))
+
+
+def pair(before: Before, here: Before) -> Pair:
+    """Returns the differences between the update before and this one.
+
+    Cost: five passes over two trees.
+    """
+    s, s_norm = unit(jax.tree.map(jnp.subtract, here.params, before.params))
+    y, y_norm = unit(jax.tree.map(jnp.subtract, here.grad, before.grad))
+    finite = jnp.isfinite(tree.largest(here.grad))
+    changed = before.known & finite & jnp.any(here.mark != before.mark)
+    same = before.known & finite & ~changed
+    stuck = same & (s_norm == 0) & (tree.largest(here.grad) > 0)
+    usable = same & (s_norm > 0)
+    return Pair(s, y, s_norm, y_norm, tree.inner(s, y), usable, stuck, changed, finite)
+
+
+def damped(new: Pair, before: Before, direction_norm: jax.Array, damping: float) -> Pair:
+    """Returns the pair with y so near to B s that sᵀy is no less than `damping` · sᵀB s.
+
+    Source: Powell (1978); Nocedal & Wright (2006), procedure 18.2, with `damping` = 0.2.
+    Differs: B s is taken to be −α g₋, which it is where s = −α d₋ and d₋ = B⁻¹ g₋; pairs with
+    sᵀg₋ ≥ 0 are left as they are.
+
+    Args:
+        new: the pair.
+        before: what the update before saw.
+        direction_norm: ‖d₋‖ of the direction that it returned.
+        damping: 0 < damping < 1.
+    """
+    q, g_norm = unit(before.grad)
+    Bs_norm = g_norm * new.s_norm / jnp.where(direction_norm > 0, direction_norm, 1)
+    sBs = -tree.inner(new.s, q) * Bs_norm  # of the unit vector s, as is the next
+    sy = new.cosine * new.y_norm
+    short = (sBs > 0) & (sy < damping * sBs)
+    theta = jnp.where(short, (1 - damping) * sBs / jnp.where(short, sBs - sy, 1), 1)
+    y, y_norm = unit(
+        jax.tree.map(lambda y, q: theta * new.y_norm * y - (1 - theta) * Bs_norm * q, new.y, q)
+    )
+    chosen = select(short, (y, y_norm), (new.y, new.y_norm))
+    return new._replace(y=chosen[0], y_norm=chosen[1], cosine=tree.inner(new.s, chosen[0]))
+
+
+def unit(a: PyTree) -> tuple[PyTree, jax.Array]:
+    """Returns a / ‖a‖ and ‖a‖, without squares that leave the range; 0 and 0 for a = 0."""
+    scale = tree.scale(a)
+    a = jax.tree.map(lambda x: x / scale.astype(jnp.finfo(x.dtype).dtype), a)
+    length = tree.norm(a)
+    inverse = 1 / jnp.where(length > 0, length, 1)
+    return tree.scaled(inverse, a), length.astype(scale.dtype) * scale
+
+
+def descends(d: PyTree, g: PyTree) -> jax.Array:
+    """Returns whether −d is finite and clearly a direction of descent, gᵀd > 10 ε ‖g‖‖d‖."""
+    cosine = tree.inner(unit(d)[0], unit(g)[0])
+    return cosine > 10 * jnp.finfo(cosine.dtype).eps  # not for NaN
+
+
+def first_scale(params: PyTree, grad: PyTree) -> jax.Array:
+    """Returns t > 0 such that −t g is a sensible first step, whatever the scale of the loss."""
+    _, g_norm = unit(grad)
+    return 1 / jnp.where(g_norm > 0, g_norm, 1)
+
+
+def select(which: jax.Array, a: PyTree, b: PyTree) -> PyTree:
+    """Returns one of two trees of the same structure: a where `which` holds."""
+    return jax.tree.map(lambda x, y: jnp.where(which, x, y), a, b)
+
+
+def needs_fraction(value: Any, name: str, *, member: str) -> None:
+    """Raises a `ValueError` unless the argument is a number in [0, 1)."""
+    if not isinstance(value, int | float) or not 0 <= value < 1:
+        raise ValueError(
+            f"{member}: {name} must be a number from 0 to 1, 1 excluded; got {value!r}"
+        )
