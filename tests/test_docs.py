@@ -25,7 +25,8 @@ WORDS = {page: re.sub(r"^```.*?^```", "", text, flags=re.M | re.S) for page, tex
 
 def test_there_is_a_page_for_each_family():
     first_order = {"momentum", "adaptive", "clipping", "decay", "schedules", "composition"}
-    assert first_order | {"curvature", "spectra"} == METHODS
+    second_order = {"second_order", "minimization"}
+    assert first_order | second_order | {"curvature", "spectra"} == METHODS
     assert {name.partition("-")[0] for name in EXAMPLES} == METHODS
 
 

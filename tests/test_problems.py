@@ -1,4 +1,4 @@
-"""The sets of test problems say what their sources say: starts, values, minimizers, certificates."""
+"""The test problems keep to their sources: starts, values, minimizers, certificates."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ MINIMIZERS = {  # where the least value is attained, as the sources print it
     "quartc_100": np.arange(1, 101),
     "variably_dimensioned_200": 1,
 }
-AT_START = {  # published values of the function at the standard start
+AT_START = {  # values at the standard start, published or given by other implementations
     "mgh01_rosenbrock": 24.2,
     "mgh02_freudenstein_roth": 400.5,
     "mgh03_powell_badly_scaled": 1.13526171734838,
@@ -88,7 +88,18 @@ AT_START = {  # published values of the function at the standard start
     "chnrosnb_50": 7635.84,
     "bdqrtic_100": 21696.0,
     "dixmaana_300": 2851.0,
+    "errinros_50": 110181.776,
+    "growthls": 85962.429,
+    "hatfldd": 25.2430323,
+    "hatflde": 45.2064959,
+    "himmelbf": 29053.0024,
+    "palmer1c": 345295024.0,
+    "palmer3c": 8121974.24,
+    "palmer7c": 3205127.22,
     "tointgor_50": 5073.786,
+    "tointpsp_50": 1827.70857,
+    "tointqor_50": 2335.28750,
+    "yfitu": 2340.41959,
 }
 
 PRINTED = {  # least values to the digits printed

@@ -3,6 +3,7 @@
 Source: N. I. M. Gould, D. Orban and Ph. L. Toint, CUTEst: a constrained and unconstrained testing
 environment with safe threads, Computational Optimization and Applications 60 (2015) 545–557; each
 function bears its name there.
+Differs: the mixed term of sisser is negative, as first printed.
 """
 
 from __future__ import annotations

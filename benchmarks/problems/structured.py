@@ -3,6 +3,9 @@
 Source: N. I. M. Gould, D. Orban and Ph. L. Toint, CUTEst: a constrained and unconstrained testing
 environment with safe threads, Computational Optimization and Applications 60 (2015) 545–557; each
 function bears its name there, followed by the number of variables.
+Differs: eigencls takes Wilkinson's matrix with |i| on its diagonal, lminsurf has only the inner
+heights as variables, mancino adds its cubes as Spedicato does, and scaled_broyden_banded scales the
+variables of problem 31 of Moré, Garbow and Hillstrom by up to e^12.
 """
 
 from __future__ import annotations

@@ -168,22 +168,22 @@ def cubic_step(reduced: Reduced, sigma: float | jax.Array) -> ModelStep:
 
 
 def saddle_free_step(
-    reduced: Reduced, damping: float | jax.Array = 0.0, *, floor: float | jax.Array = 0.0
+    reduced: Reduced, damping: float | jax.Array, reach: float | jax.Array
 ) -> jax.Array:
-    """Returns (|T| + damping)⁻¹ e₁ g₁, in coordinates of the basis.
+    """Returns −(|T| + damping)⁻¹ e₁ g₁, in coordinates of the basis.
 
     Source: Dauphin et al. (2014), "Identifying and attacking the saddle point problem in
     high-dimensional non-convex optimization", algorithm 1.
-    Differs: eigenvalues count as `floor` times the largest in magnitude at least.
+    Differs: along an eigenvector no step is longer than `reach`.
 
     Args:
         reduced: the model.
         damping: added to the magnitudes [the operator's unit].
-        floor: relative.
+        reach: a length, which tells what to do where there is no curvature.
     """
-    size = jnp.abs(reduced.theta)
-    size = jnp.maximum(jnp.maximum(size, floor * jnp.max(size)), reduced.rounding) + damping
-    u = jnp.where(reduced.c == 0, 0, reduced.c / jnp.where(size > 0, size, 1))
+    size = jnp.maximum(jnp.abs(reduced.theta), reduced.rounding) + damping
+    length = jnp.where(size > 0, jnp.abs(reduced.c) / jnp.where(size > 0, size, 1), jnp.inf)
+    u = jnp.where(reduced.c == 0, 0, -jnp.sign(reduced.c) * jnp.minimum(length, reach))
     return jnp.matmul(reduced.S, u, precision=jax.lax.Precision.HIGHEST)
 
 

@@ -17,6 +17,7 @@ from gradkit.optimizers.differences import (
     damped,
     descends,
     first_scale,
+    held,
     needs_fraction,
     nothing_before,
     pair,
@@ -97,21 +98,21 @@ def scale_by_bfgs(*, min_cosine: optax.ScalarOrSchedule = 1e-12, damping: float 
             counts=Counts.none(),
         )
 
-    def update(updates, state, params, h, *, value_fn=None, **_):
+    def update(updates, state, params, h, *, value_fn=None, free=None, **_):
         needs_params(params, member="scale_by_bfgs")
         here = seen(updates, params, value_fn)
-        new = pair(state.before, here)
+        new = pair(state.before, here, free)
         if damping:
             new = damped(new, state.before, state.direction_norm, damping)
         taken = new.usable & (new.cosine > h.min_cosine)
         pairs = jnp.where(new.changed | new.stuck, 0, state.pairs)
         gamma = jnp.where(taken, new.inverse_curvature.astype(state.scale.dtype), state.scale)
-        plain = jnp.where(gamma > 0, gamma, first_scale(here.params, here.grad))
+        plain = jnp.where(gamma > 0, gamma, first_scale(here.grad, new.s_norm))
         H = jnp.where(pairs > 0, state.H, plain * jnp.eye(len(state.H), dtype=gamma.dtype))
         H = jnp.where(taken, updated(H, new), H)
-        q, g_norm = unit(here.grad)
-        d = unravelled(H @ ravelled(q).astype(H.dtype), q)
-        descending = descends(d, q) | ~new.finite
+        q, g_norm = unit(held(here.grad, free))
+        d = held(unravelled(H @ ravelled(q).astype(H.dtype), q), free)
+        descending = descends(d, q) | ~new.finite | (g_norm == 0)
         d = select(descending, d, tree.scaled(plain, q))
         d_norm = (tree.norm(d) * g_norm).astype(gamma.dtype)
         state = BfgsState(
@@ -121,7 +122,7 @@ def scale_by_bfgs(*, min_cosine: optax.ScalarOrSchedule = 1e-12, damping: float 
             scale=gamma,
             direction_norm=jnp.where(new.finite, d_norm, state.direction_norm),
             counts=state.counts.plus(
-                restarts=new.stuck | ~descending & (g_norm > 0),
+                restarts=new.stuck | ~descending,
                 refused=new.usable & ~taken,
                 changes=new.changed,
             ),

@@ -76,7 +76,7 @@ def cubic(
     [0.1, 0.5] ‖p‖, and doubles at least; where ρ ≥ 0.9 and σ keeps the step short, σ / 4 is tried
     in the same space while the loss falls. Both reductions have 10 ε |f| added, so that steps
     within the rounding of f are taken as the model has them: whether to stop there is for the
-    gradient to say. A loss that is not finite is a rejection. Once ‖p‖ ≤ ε ‖θ‖, or after
+    gradient to say. A loss that is not finite is a rejection. Once θ + p = θ, or after
     `max_trials`, the update is zero and counted as a failure, as it is where loss or gradient are
     not finite. Where H g is not finite the model is linear but for the cube.
 
@@ -142,13 +142,15 @@ def cubic(
             step = cubic_step(reduced, sigma)
             slope = space.g_norm * step.h[0]
             p = space.combined(step.h, g)
+            there = tree.add_scaled(params, 1, p)
             return Trial(
                 control=sigma,
-                value=value_fn(tree.add_scaled(params, 1, p)),
+                value=value_fn(there),
                 reduction=step.reduction,
                 slope=slope,
                 norm=step.norm,
                 limited=step.shift * step.norm**2 > SHARE * -slope,
+                moves=tree.largest(optax.tree.sub(there, params)) > 0,
                 carried=step.h,
             )
 
@@ -161,7 +163,6 @@ def cubic(
             good=LONGER,
             tighter=tighter,
             looser=lambda trial: jnp.maximum(trial.control / DOWN, least),
-            hopeless=lambda trial: ~(trial.norm > eps * size),
             max_steps=max_trials,
         )
         found = until_accepted(attempt, value, start, rules, usable)

@@ -104,13 +104,13 @@ def seen(grad: PyTree, params: PyTree, value_fn: Any) -> Before:
     return Before(x, g, tree.mark(value_fn), jnp.ones((), bool))
 
 
-def pair(before: Before, here: Before) -> Pair:
-    """Returns the differences between the update before and this one.
+def pair(before: Before, here: Before, free: PyTree | None = None) -> Pair:
+    """Returns the differences between the update before and this one, in what is free.
 
     Cost: five passes over two trees.
     """
-    s, s_norm = unit(jax.tree.map(jnp.subtract, here.params, before.params))
-    y, y_norm = unit(jax.tree.map(jnp.subtract, here.grad, before.grad))
+    s, s_norm = unit(held(jax.tree.map(jnp.subtract, here.params, before.params), free))
+    y, y_norm = unit(held(jax.tree.map(jnp.subtract, here.grad, before.grad), free))
     finite = jnp.isfinite(tree.largest(here.grad))
     changed = before.known & finite & jnp.any(here.mark != before.mark)
     same = before.known & finite & ~changed
@@ -160,10 +160,21 @@ def descends(d: PyTree, g: PyTree) -> jax.Array:
     return cosine > 10 * jnp.finfo(cosine.dtype).eps  # not for NaN
 
 
-def first_scale(params: PyTree, grad: PyTree) -> jax.Array:
-    """Returns t > 0 such that −t g is a sensible first step, whatever the scale of the loss."""
+def first_scale(grad: PyTree, last: jax.Array) -> jax.Array:
+    """Returns t > 0 such that −t g is a sensible first step, whatever the scale of the loss.
+
+    Args:
+        grad: g.
+        last: length of the step before, which a step without a pair goes beyond: where the loss is
+            linear, steps grow.
+    """
     _, g_norm = unit(grad)
-    return 1 / jnp.where(g_norm > 0, g_norm, 1)
+    return jnp.maximum(last, 1) / jnp.where(g_norm > 0, g_norm, 1)
+
+
+def held(a: PyTree, free: PyTree | None) -> PyTree:
+    """Returns the tree with zeros for what is not free, as at a bound; None for all that is."""
+    return a if free is None else jax.tree.map(lambda x, f: jnp.where(f > 0, x, 0), a, free)
 
 
 def select(which: jax.Array, a: PyTree, b: PyTree) -> PyTree:

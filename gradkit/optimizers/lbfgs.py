@@ -17,6 +17,7 @@ from gradkit.optimizers.differences import (
     damped,
     descends,
     first_scale,
+    held,
     needs_fraction,
     nothing_before,
     pair,
@@ -120,23 +121,23 @@ def scale_by_lbfgs(
         none = _no_pairs(memory_size, params, dtype)
         return LbfgsState(nothing_before(params), none, zero, jnp.zeros((), dtype), Counts.none())
 
-    def update(updates, state, params, h, *, value_fn=None, **_):
+    def update(updates, state, params, h, *, value_fn=None, free=None, **_):
         needs_params(params, member="scale_by_lbfgs")
         here = seen(updates, params, value_fn)
-        new = pair(state.before, here)
+        new = pair(state.before, here, free)
         if damping:
             new = damped(new, state.before, state.direction_norm, damping)
         taken = new.usable & (new.cosine > h.min_cosine)
         forgotten = new.changed | new.stuck
         pairs = _with(state.pairs, new, taken, forgotten)
         gamma = jnp.where(taken, new.inverse_curvature.astype(state.scale.dtype), state.scale)
-        q, g_norm = unit(here.grad)
+        q, g_norm = unit(held(here.grad, free))
         if scale_init_precond:
-            plain = jnp.where(gamma > 0, gamma, first_scale(here.params, here.grad))
+            plain = jnp.where(gamma > 0, gamma, first_scale(here.grad, new.s_norm))
         else:
             plain = jnp.ones_like(gamma)
-        d = two_loops(pairs, q, plain)
-        descending = descends(d, q) | ~new.finite
+        d = held(two_loops(pairs, q, plain), free)
+        descending = descends(d, q) | ~new.finite | (g_norm == 0)
         d = select(descending, d, tree.scaled(plain, q))
         d_norm = (tree.norm(d) * g_norm).astype(gamma.dtype)
         state = LbfgsState(
@@ -145,7 +146,7 @@ def scale_by_lbfgs(
             scale=gamma,
             direction_norm=jnp.where(new.finite, d_norm, state.direction_norm),
             counts=state.counts.plus(
-                restarts=new.stuck | ~descending & (g_norm > 0),
+                restarts=new.stuck | ~descending,
                 refused=new.usable & ~taken,
                 changes=new.changed,
             ),

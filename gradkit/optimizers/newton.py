@@ -65,7 +65,8 @@ def scale_by_newton(damping: optax.ScalarOrSchedule = 0.0) -> Link:
     """
 
     def init(params, step):
-        return NewtonState(*(jnp.zeros((), jnp.int32) for _ in range(3)), Work.none())
+        none = jnp.zeros((), jnp.int32)
+        return NewtonState(none, none, none, Work.none())
 
     def update(updates, state, params, h, **extra):
         A = required(extra, "curvature", member="scale_by_newton")()
@@ -77,9 +78,12 @@ def scale_by_newton(damping: optax.ScalarOrSchedule = 0.0) -> Link:
         H = tree.wide(A.dense())
         d, values, resolution = _solution(H + h.damping.astype(H.dtype) * jnp.eye(n), tree.wide(g))
         positive, negative = jnp.sum(values > resolution), jnp.sum(values < -resolution)
-        counts = (positive, negative, n - positive - negative)
-        counts = (count.astype(jnp.int32) for count in counts)
-        return unravel(d.astype(g.dtype)), NewtonState(*counts, state.work.plus(products=n))
+        return unravel(d.astype(g.dtype)), NewtonState(
+            positive=positive.astype(jnp.int32),
+            negative=negative.astype(jnp.int32),
+            zero=(n - positive - negative).astype(jnp.int32),
+            work=state.work.plus(products=n),
+        )
 
     return link(init, update, damping=damping)
 
@@ -130,11 +134,9 @@ def _solution(H: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array, jax.Arr
 
 
 def _needs_real(domain: PyTree) -> None:
-    complex_leaves = [
-        x for x in jax.tree.leaves(domain) if jnp.issubdtype(x.dtype, jnp.complexfloating)
-    ]
-    if complex_leaves:
-        raise TypeError(
-            "scale_by_newton writes the Hessian out as a real matrix; expected real parameters, got "
-            f"{complex_leaves[0].dtype}. Use gk.newton_cg, which needs products only."
-        )
+    for x in jax.tree.leaves(domain):
+        if jnp.issubdtype(x.dtype, jnp.complexfloating):
+            raise TypeError(
+                f"scale_by_newton expects real parameters, as it writes the Hessian out, got {x.dtype}"
+                "; gk.newton_cg needs products only and takes both"
+            )

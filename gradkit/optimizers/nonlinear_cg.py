@@ -153,10 +153,10 @@ def scale_by_nonlinear_cg(
             kept &= jnp.abs(p.gg - p.gy) < h.orthogonality * p.gg  # Powell's restart
         beta = jnp.where(kept, beta, 0)
         d = tree.add_scaled(g, beta, d)
-        descending = descends(d, g) | ~new.finite
+        descending = descends(d, g) | ~new.finite | (p.gg == 0)
         d, beta = select(descending, (d, beta), (g, jnp.zeros_like(beta)))
 
-        plain = jnp.where(gamma > 0, gamma, first_scale(here.params, here.grad))
+        plain = jnp.where(gamma > 0, gamma, first_scale(here.grad, new.s_norm))
         t = _first_trial(new, p, tree.inner(g, d))
         t = jnp.where(curved & (t > 0) & jnp.isfinite(t), t, plain)
         d = tree.scaled(sigma, d)
@@ -166,7 +166,7 @@ def scale_by_nonlinear_cg(
             scale=gamma,
             beta=beta.astype(dtype),
             counts=state.counts.plus(
-                restarts=new.stuck | ~descending & (tree.largest(here.grad) > 0),
+                restarts=new.stuck | ~descending,
                 refused=new.usable & ~curved,
                 changes=new.changed,
             ),

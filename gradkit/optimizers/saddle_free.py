@@ -10,7 +10,7 @@ import optax
 from jax.tree_util import Partial
 
 from gradkit import tree
-from gradkit.core import needs_count, required
+from gradkit.core import needs_count, needs_params, required
 from gradkit.krylov.models import Reduced, saddle_free_step
 from gradkit.krylov.subspace import grown
 from gradkit.states import Work
@@ -18,6 +18,8 @@ from gradkit.transforms.chain import chain
 from gradkit.transforms.learning_rate import scale_by_learning_rate
 from gradkit.transforms.line_search import line_search
 from gradkit.transforms.link import Link, link
+
+REACH = 100.0
 
 
 class SaddleFreeState(NamedTuple):
@@ -64,8 +66,9 @@ def scale_by_saddle_free(
     Source: Dauphin et al. (2014), "Identifying and attacking the saddle point problem in
     high-dimensional non-convex optimization", algorithm 1.
     Differs: the space ends where the residual is at most min(tol, √(‖g‖ / ‖g₀‖)) ‖g‖, g₀ the
-    first gradient; eigenvalues below √ε of the largest magnitude count as that; no minimization
-    over the space, for which a line search stands behind.
+    first gradient; along an eigenvector no step is longer than 100 max(‖θ‖, 1), which tells what to
+    do where there is no curvature; no minimization over the space, for which a line search stands
+    behind.
 
     Cost: one gradient to linearize and at most `basis` products; basis + 4 trees of memory.
 
@@ -86,6 +89,7 @@ def scale_by_saddle_free(
 
     def update(updates, state, params, h, **extra):
         A = required(extra, "curvature", member="scale_by_saddle_free")()
+        needs_params(params, member="scale_by_saddle_free")
         dtype = state.first.dtype
         g = optax.tree.cast_like(updates, A.domain)
         if A.dimension == 0:
@@ -94,9 +98,10 @@ def scale_by_saddle_free(
         first = jnp.where(state.first > 0, state.first, g_norm)
         goal = jnp.minimum(h.tol, jnp.sqrt(g_norm / jnp.where(first > 0, first, 1)))
         damping = h.damping.astype(dtype)
-        space = grown(A, g, rows=basis, tol=goal, solve=Partial(_direction, damping))
+        reach = REACH * jnp.maximum(tree.norm(params).astype(dtype), 1)
+        space = grown(A, g, rows=basis, tol=goal, solve=Partial(_minimizer, damping, reach))
         reduced = Reduced.of(space.projection(), space.g_norm, space.rows)
-        d = space.combined(_direction(damping, reduced), g)
+        d = space.combined(-saddle_free_step(reduced, damping, reach), g)
         unusable = ~jnp.isfinite(g_norm)
         d = jax.tree.map(lambda d, g: jnp.where(unusable, g, d), d, g)
         return d, SaddleFreeState(
@@ -142,10 +147,6 @@ def saddle_free(
     return chain(direction, found).named("saddle_free")
 
 
-def _direction(damping: jax.Array, reduced: Reduced) -> jax.Array:
+def _minimizer(damping: jax.Array, reach: jax.Array, reduced: Reduced) -> jax.Array:
     """The rule by which the space grows."""
-    return saddle_free_step(reduced, damping, floor=_floor(damping.dtype))
-
-
-def _floor(dtype: jnp.dtype) -> float:
-    return float(jnp.finfo(dtype).eps) ** 0.5
+    return saddle_free_step(reduced, damping, reach)

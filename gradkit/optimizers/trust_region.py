@@ -77,7 +77,7 @@ def trust_region(
     ρ ≥ 0.9 on the boundary, 2 Δ is tried in the same space while the loss falls. Both reductions
     have 10 ε |f| added, so that steps within the rounding of f are taken as the model has them
     (Conn, Gould & Toint 2000, section 17.4.2): whether to stop there is for the gradient to say. A
-    loss that is not finite is a rejection. Once ‖p‖ ≤ ε ‖θ‖, or after `max_trials`, the update is
+    loss that is not finite is a rejection. Once θ + p = θ, or after `max_trials`, the update is
     zero and counted as a failure, as it is where loss or gradient are not finite. Where H g is not
     finite the model is linear.
 
@@ -145,13 +145,15 @@ def trust_region(
         def attempt(radius):
             step = solve(radius)
             p = space.combined(step.h, g)
+            there = tree.add_scaled(params, 1, p)
             return Trial(
                 control=radius,
-                value=value_fn(tree.add_scaled(params, 1, p)),
+                value=value_fn(there),
                 reduction=step.reduction,
                 slope=space.g_norm * step.h[0],
                 norm=step.norm,
                 limited=step.norm > 0.99 * radius,
+                moves=tree.largest(optax.tree.sub(there, params)) > 0,
                 carried=step.h,
             )
 
@@ -160,7 +162,6 @@ def trust_region(
             good=LONGER,
             tighter=lambda trial, q: q * trial.norm,
             looser=lambda trial: jnp.minimum(2 * trial.control, max_radius),
-            hopeless=lambda trial: ~(trial.norm > jnp.finfo(start.dtype).eps * size),
             max_steps=max_trials,
         )
         found = until_accepted(attempt, value, start, rules, usable)

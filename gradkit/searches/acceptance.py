@@ -21,6 +21,7 @@ class Trial(NamedTuple):
         slope: of the loss at its start, gᵀp.
         norm: ‖p‖.
         limited: whether the control kept it from being longer.
+        moves: whether it leads anywhere else, in the precision of the parameters.
         carried: whatever comes with it.
     """
 
@@ -30,6 +31,7 @@ class Trial(NamedTuple):
     slope: jax.Array
     norm: jax.Array
     limited: jax.Array
+    moves: jax.Array
     carried: PyTree
 
 
@@ -41,7 +43,6 @@ class Rules(NamedTuple):
         good: with ρ ≥ this, a trial that its control has limited is followed by a longer one.
         tighter: (trial, q) -> the control that makes the step q times as long.
         looser: trial -> a control that makes it longer.
-        hopeless: trial -> whether no shorter step is worth trying.
         max_steps: most trials.
     """
 
@@ -49,7 +50,6 @@ class Rules(NamedTuple):
     good: Any
     tighter: Callable[[Trial, jax.Array], jax.Array]
     looser: Callable[[Trial], jax.Array]
-    hopeless: Callable[[Trial], jax.Array]
     max_steps: int
 
 
@@ -106,8 +106,9 @@ def until_accepted(
 ) -> Found:
     """Returns what the trials have found.
 
-    A trial that is rejected is followed by a shorter one. One that is accepted is the last, unless
-    it is good and was limited: then longer ones follow while the loss falls.
+    A trial that is rejected is followed by a shorter one, until it moves nothing. One that is
+    accepted is the last, unless it is good and was limited: then longer ones follow while the loss
+    falls.
 
     Args:
         attempt: control -> trial.
@@ -125,7 +126,7 @@ def until_accepted(
         found, _ = search
         trial = attempt(found.control)
         rho = ratio(before, trial.value, trial.reduction)
-        passed = rho >= rules.accept
+        passed = (rho >= rules.accept) & trial.moves
         better = passed & ~(found.accepted & (trial.value >= found.trial.value))
         kept = better | ~found.accepted
         best, best_rho = jax.tree.map(
@@ -137,7 +138,7 @@ def until_accepted(
         further = better & first & trial.limited & (rho >= rules.good)
         shorter = rules.tighter(trial, shrinkage(trial, before))
         control = jnp.where(passed, rules.looser(trial), shorter)
-        done = jnp.where(accepted, ~further, rules.hopeless(trial))
+        done = jnp.where(accepted, ~further, ~trial.moves)
         return Found(best, best_rho, accepted, found.trials + 1, control), done
 
     shapes = jax.eval_shape(attempt, control)
