@@ -15,6 +15,7 @@ of the loss, or told by gradkit, whose counts the tests compare with calls.
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import sys
 import time
@@ -111,9 +112,9 @@ def scipys(problem: problems.Unconstrained, method: str) -> Run:
         found = scipy.optimize.minimize(
             fun, problem.x0, jac=True, method=method, options=options, **extra
         )
-        return Run(*best, bool(found.success), spent[0], str(found.message))
+        return Run(best[0], best[1], bool(found.success), spent[0], str(found.message))
     except (Spent, FloatingPointError, np.linalg.LinAlgError, ValueError) as error:
-        return Run(*best, False, spent[0], type(error).__name__)
+        return Run(best[0], best[1], False, spent[0], type(error).__name__)
 
 
 def optax_lbfgs(problem: problems.Unconstrained) -> Run:
@@ -122,6 +123,8 @@ def optax_lbfgs(problem: problems.Unconstrained) -> Run:
     value_and_grad = optax.value_and_grad_from_state(problem.fun)
 
     def step(carry):
+        state: Any
+        grad: Any
         x, state, best, spent = carry
         value, grad = value_and_grad(x, state=state)
         norm = jnp.max(jnp.abs(grad))
@@ -146,7 +149,7 @@ def optax_lbfgs(problem: problems.Unconstrained) -> Run:
 
 def optimistixs(problem: problems.Unconstrained, name: str) -> Run:
     """A loss a step and a gradient an accepted step, counted in its calls."""
-    import optimistix
+    optimistix: Any = importlib.import_module("optimistix")
 
     spent, best = [0.0], [np.inf, np.inf]
 

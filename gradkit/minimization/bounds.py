@@ -67,7 +67,8 @@ def _like(bound: Any, default: float, x0: PyTree, side: str) -> PyTree:
     """The bound as a tree like x0: None and a number are the same for every leaf."""
     bound = default if bound is None else bound
     if isinstance(bound, numbers.Real):
-        return jax.tree.map(lambda x: jnp.full_like(x, bound), x0)
+        number = float(bound)
+        return jax.tree.map(lambda x: jnp.full_like(x, number), x0)
     lines = [] if _broadcasts(bound, x0) else tree.differences(x0, bound)
     if lines:
         raise ValueError(f"bounds: the {side} one must be a tree like x0\n" + "\n".join(lines))

@@ -50,7 +50,7 @@ def solution(
         if bounds is not None:
             free = bounds.free(x, result.grad)
             A, b = _restricted(A, free), jax.tree.map(jnp.multiply, free, b)
-        eps = jnp.finfo(tree.scalar_dtype(x)).eps
+        eps = float(jnp.finfo(tree.scalar_dtype(x)).eps)
 
         def solver(_, b):
             solve = minres(A, b, tol=10 * eps)

@@ -288,12 +288,13 @@ def _named(method: str) -> optax.GradientTransformation:
     name, arguments = SCIPY.get(method.lower(), (method, {}))
     known = [module.name for module in pkgutil.iter_modules(optimizers.__path__)]
     factories = {name: _factory(name) for name in ([name] if name in known else known)}
-    if factories.get(name) is None:
-        there = [name for name, factory in factories.items() if factory is not None]
+    factory = factories.get(name)
+    if factory is None:
+        there = [name for name, made in factories.items() if made is not None]
         near = difflib.get_close_matches(name, [*there, *SCIPY], n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(f"minimize: unknown method {method!r}; {hint}There are {', '.join(there)}")
-    return factories[name](**arguments)
+    return factory(**arguments)
 
 
 def _factory(name: str) -> Callable | None:

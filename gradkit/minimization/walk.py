@@ -92,7 +92,20 @@ def start(plan: Plan, x0: PyTree, given: Given, length: int) -> Walk:
     nan = jnp.asarray(jnp.nan, dtype)
     here = Visit(x0, nan, jax.tree.map(jnp.zeros_like, x0))
     zero, none = jnp.zeros((), dtype), jnp.zeros((), jnp.int32)
-    course = Course(*[nan] * 5, *[zero] * 3, none, none, none > 0, none == 0)
+    course = Course(
+        goal=nan,
+        floor=nan,
+        lowest=nan,
+        least=nan,
+        norm=nan,
+        drop=zero,
+        change=zero,
+        stride=zero,
+        idle=none,
+        stuck=none,
+        noisy=none > 0,
+        finite=none == 0,
+    )
     blank = jnp.full(length, jnp.nan, dtype)
     walk = Walk(
         here=here,

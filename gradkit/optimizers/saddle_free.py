@@ -84,8 +84,8 @@ def scale_by_saddle_free(
     needs_count(basis, "basis", member="scale_by_saddle_free")
 
     def init(params, step):
-        zero = jnp.zeros((), tree.scalar_dtype(params))
-        return SaddleFreeState(jnp.zeros((), jnp.int32), zero, zero, zero, Work.none())
+        scalars = (jnp.zeros((), tree.scalar_dtype(params)) for _ in range(3))
+        return SaddleFreeState._make([jnp.zeros((), jnp.int32), *scalars, Work.none()])
 
     def update(updates, state, params, h, **extra):
         A = required(extra, "curvature", member="scale_by_saddle_free")()

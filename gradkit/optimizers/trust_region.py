@@ -106,16 +106,10 @@ def trust_region(
     needs_count(max_trials, "max_trials", member="trust_region")
 
     def init(params, step):
-        zero, none = jnp.zeros((), tree.scalar_dtype(params)), jnp.zeros((), jnp.int32)
-        return TrustRegionState(
-            radius=jnp.full_like(zero, radius or 0),
-            first=zero,
-            ratio=zero,
-            trials=none,
-            rows=none,
-            failures=none,
-            work=Work.none(),
-        )
+        start = jnp.full((), radius or 0, tree.scalar_dtype(params))
+        scalars = (jnp.zeros_like(start) for _ in range(2))
+        counts = (jnp.zeros((), jnp.int32) for _ in range(3))
+        return TrustRegionState._make([start, *scalars, *counts, Work.none()])
 
     def update(updates, state, params, h, **extra):
         value, value_fn, curvature = (

@@ -143,5 +143,5 @@ def line_search(
             known,
         )
 
-    rules = {"decrease": decrease, "curvature": curvature, "shrink": shrink}
+    rules: Any = {"decrease": decrease, "curvature": curvature, "shrink": shrink}
     return link(init, update, evaluates=search.slopes, **rules)

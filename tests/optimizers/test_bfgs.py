@@ -73,12 +73,14 @@ def test_the_matrix_satisfies_the_secant_equation_and_stays_positive_definite(dt
     assert np.linalg.norm(g) < 1e3 * eps
 
 
-def test_the_update_is_the_formula_of_the_book(operator_with, eps):
+@pytest.mark.parametrize("self_scaling", [False, True])
+def test_the_update_is_the_formula_of_the_book(self_scaling, operator_with, eps):
+    """After H was scaled by sᵀH⁻¹s / sᵀy where that is larger than 1."""
     oracle = operator_with(SPECTRUM)
     x, _ = oracle.vector(1)
     H = before = None
-    tx = scale_by_bfgs()
-    path = []
+    tx = scale_by_bfgs(self_scaling=self_scaling)
+    path, factors = [], []
     state, update = tx.init(x), jax.jit(tx.update)
     for k in range(6):
         g = oracle.operator @ x
@@ -87,7 +89,11 @@ def test_the_update_is_the_formula_of_the_book(operator_with, eps):
         if before is not None:
             s, y = path[-1][0] - before[0], path[-1][1] - before[1]
             rho, I = 1 / (s @ y), np.eye(len(s))  # noqa: E741
-            H = (s @ y) / (y @ y) * I if H is None else H
+            if H is None:
+                H = (s @ y) / (y @ y) * I
+            elif self_scaling:
+                factors.append(s @ np.linalg.solve(H, s) / (s @ y))
+                H = H * max(1, factors[-1])
             V = I - rho * np.outer(y, s)
             H = V.T @ H @ V + rho * np.outer(s, s)
             np.testing.assert_allclose(state.memory.H, H, atol=1e3 * eps * np.abs(H).max())
@@ -96,7 +102,8 @@ def test_the_update_is_the_formula_of_the_book(operator_with, eps):
                 flat(d), H @ g64, atol=1e3 * eps * np.abs(H).max() * np.linalg.norm(g64)
             )
         before = path[-1]
-        x = jax.tree.map(lambda x, d, k=k: x - (0.3 + 0.1 * k) * d, x, d)
+        x = jax.tree.map(lambda x, d, k=k: x - (1 + 0.8 * (k % 2)) * d, x, d)
+    assert not self_scaling or (max(factors) > 1 and min(factors) < 1)
 
 
 def test_ends_in_n_exact_steps_on_a_quadratic_with_the_inverse(operator_with, eps):
@@ -104,7 +111,7 @@ def test_ends_in_n_exact_steps_on_a_quadratic_with_the_inverse(operator_with, ep
     n = len(SPECTRUM)
     x, _ = oracle.vector(2)
     norms = []
-    for g, _, after in exact_steps(scale_by_bfgs(), oracle, x, n + 1):
+    for g, _, after in exact_steps(scale_by_bfgs(self_scaling=False), oracle, x, n + 1):
         norms.append(np.linalg.norm(g))
         state = after
     assert norms[-2] > 1e-4 * norms[0]
@@ -161,12 +168,13 @@ def test_nothing_is_learnt_from_a_loss_that_changes():
 
 def test_a_pair_of_negative_curvature_is_refused_and_the_matrix_kept():
     tx = scale_by_bfgs()
+    update = jax.jit(tx.update)
     x = jnp.asarray([1.0, 2.0])
     state = tx.init(x)
-    _, state = tx.update(jnp.asarray([2.0, 1.0]), state, x)
-    _, state = tx.update(jnp.asarray([1.0, 1.0]), state, x - jnp.asarray([1.0, 0]))
+    _, state = update(jnp.asarray([2.0, 1.0]), state, x)
+    _, state = update(jnp.asarray([1.0, 1.0]), state, x - jnp.asarray([1.0, 0]))
     kept = state.memory.H
-    _, state = tx.update(jnp.asarray([1.5, 1.0]), state, x - jnp.asarray([2.0, 0]))
+    _, state = update(jnp.asarray([1.5, 1.0]), state, x - jnp.asarray([2.0, 0]))
     assert gk.metrics(state)["refused_pairs"] == 1
     np.testing.assert_array_equal(state.memory.H, kept)
 
@@ -189,11 +197,12 @@ def test_damping_keeps_the_matrix_positive_definite_where_the_curvature_is_negat
 
 def test_a_step_that_moved_nothing_restarts():
     tx = scale_by_bfgs()
+    update = jax.jit(tx.update)
     x = jnp.asarray([1.0, 2.0])
-    _, state = tx.update(x, tx.init(x), x)
-    _, state = tx.update(jnp.asarray([0.5, 4.0]), state, jnp.asarray([0.5, 1.0]))
+    _, state = update(x, tx.init(x), x)
+    _, state = update(jnp.asarray([0.5, 4.0]), state, jnp.asarray([0.5, 1.0]))
     g = jnp.asarray([0.5, 4.0])
-    d, state = tx.update(g, state, jnp.asarray([0.5, 1.0]))
+    d, state = update(g, state, jnp.asarray([0.5, 1.0]))
     metrics = gk.metrics(state)
     assert (metrics["pairs"], metrics["restarts"]) == (0, 1)
     np.testing.assert_allclose(d / jnp.linalg.norm(d), g / jnp.linalg.norm(g), rtol=1e-5)
@@ -202,10 +211,11 @@ def test_a_step_that_moved_nothing_restarts():
 
 def test_a_gradient_that_is_not_finite_leaves_no_trace():
     tx = scale_by_bfgs()
+    update = jax.jit(tx.update)
     x = jnp.asarray([1.0, 2.0])
-    _, state = tx.update(x, tx.init(x), x)
-    _, state = tx.update(2 * x, state, 2 * x)
-    d, after = tx.update(jnp.asarray([jnp.nan, 1.0]), state, 3 * x)
+    _, state = update(x, tx.init(x), x)
+    _, state = update(2 * x, state, 2 * x)
+    d, after = update(jnp.asarray([jnp.nan, 1.0]), state, 3 * x)
     assert jnp.isnan(d[0])
     for a, b in zip(jax.tree.leaves(after.memory), jax.tree.leaves(state.memory), strict=True):
         np.testing.assert_array_equal(a, b)
