@@ -26,14 +26,14 @@ def _rosenbrock(x):
 
 def second_order() -> Figure:
     """Left: gradient norms against work. Right: steps near a saddle."""
-    figure = Figure(figsize=(8.4, 3.7), layout="constrained")
+    figure = Figure(figsize=(8.2, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     with jax.enable_x64(True):
         x0 = jnp.where(jnp.arange(10) % 2 == 0, -0.8, 0.6)
         for method, (color, marker) in METHODS.items():
-            found = gk.minimize(_rosenbrock, x0, method=method, tol=1e-10, history=300)
+            found = gk.minimize(_rosenbrock, x0, method=method, tol=1e-9, history=300)
             work, norm = np.asarray(found.history.work), np.asarray(found.history.gradient_norm)
-            style = {"color": color, "marker": marker, "markersize": 3, "markevery": 6}
+            style = {"color": color, "marker": marker, "markersize": 3, "markevery": 8}
             left.semilogy(work, norm, label=f"gk.{method}", linewidth=1, **style)
     left.set(xlabel="work [gradients]", ylabel="largest gradient entry [loss/param]")
     left.set_title("Rosenbrock's valley in ten dimensions:\nthe end is faster than linear")
@@ -42,9 +42,9 @@ def second_order() -> Figure:
     def saddle(x, _):
         return 5 * x[0] ** 2 - x[1] ** 2 + x[1] ** 4 / 4
 
-    grid = np.linspace(-1, 1, 80), np.linspace(-0.4, 1.8, 80)
+    grid = np.linspace(-1, 1, 25), np.linspace(-0.4, 1.8, 25)
     height = [[float(saddle((a, b), None)) for a in grid[0]] for b in grid[1]]
-    right.contour(*grid, height, levels=16, colors=INK, linewidths=0.3, alpha=0.5)
+    right.contour(*grid, height, levels=5, colors=INK, linewidths=0.3, alpha=0.5)
     paths = {
         "gk.newton": (RED, "^", gk.newton(0.5)),
         "gk.saddle_free": (BLUE, "o", gk.saddle_free(0.5)),
@@ -77,16 +77,16 @@ def _path(tx, loss, x, steps):
 
 def minimization() -> Figure:
     """Left: work against the condition number. Right: float32 with an offset."""
-    figure = Figure(figsize=(8.4, 3.7), layout="constrained")
+    figure = Figure(figsize=(8.2, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    conditions = 10.0 ** np.arange(0, 7)
+    conditions = 10.0 ** np.arange(0, 5)
     with jax.enable_x64(True):
         start = jnp.asarray(np.random.default_rng(0).normal(size=100))
         for method, (color, marker) in METHODS.items():
 
             def solve(condition, method=method):
                 values = jnp.logspace(0, 1, 100, base=condition)
-                found = gk.minimize(_bowl, start, method=method, args=values, tol=1e-6)
+                found = gk.minimize(_bowl, start, method=method, args=values, max_steps=3000)
                 return found.gradient_equivalents, found.converged
 
             work, converged = jax.lax.map(solve, jnp.asarray(conditions))
@@ -104,10 +104,10 @@ def minimization() -> Figure:
         "hager_zhang": (BLUE, "o"),
     }.items():
         tx = gk.chain(gk.scale_by_lbfgs(), gk.line_search(search))
-        found = gk.minimize(_offset, x0, method=tx, tol=1e-6, history=100)
+        found = gk.minimize(_offset, x0, method=tx, tol=1e-6, history=60)
         steps = int(found.steps) + 1
         norm = np.asarray(found.history.gradient_norm)[:steps]
-        style = {"color": color, "marker": marker, "markersize": 3, "linewidth": 1}
+        style = {"color": color, "marker": marker, "markersize": 3, "markevery": 4, "linewidth": 1}
         name = gk.Status(int(found.status)).name
         right.semilogy(np.arange(steps), norm, label=f"{search}: {name}", **style)
     right.set(xlabel="step", ylabel="largest gradient entry [loss/param]")

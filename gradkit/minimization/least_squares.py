@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,6 @@ from gradkit.curvature.gauss_newton import observed
 from gradkit.krylov.drivers import Drive
 from gradkit.minimization.minimize import Applied, Result, as_tuple, run, transformation
 from gradkit.minimization.status import Stops
-from gradkit.optimizers.newton import newton
 
 PyTree = Any
 
@@ -74,15 +72,10 @@ def least_squares(
         raise TypeError(f"least_squares: residuals must be a function, got {residuals!r}")
     problem = Problem(predict=Applied(residuals), criterion=_half_square)
     stops = Stops(tol, function_tol, step_tol, max_steps, budget)
-    tx = _gauss_newton() if method == "gauss_newton" else transformation(method)
+    tx = transformation("newton" if method == "gauss_newton" else method)
     return run(problem, tx, x0, as_tuple(args), stops, observed, history=history, drive=drive)
 
 
 def _half_square(r: PyTree, args: tuple) -> jax.Array:
     del args
     return tree.inner(r, r) / 2
-
-
-@functools.cache
-def _gauss_newton() -> optax.GradientTransformation:
-    return newton(learning_rate=None)

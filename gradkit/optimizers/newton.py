@@ -89,13 +89,15 @@ def scale_by_newton(damping: optax.ScalarOrSchedule = 0.0) -> Link:
 
 
 def newton(
-    learning_rate: optax.ScalarOrSchedule | None = 1.0,
+    learning_rate: optax.ScalarOrSchedule | None = None,
     damping: optax.ScalarOrSchedule = 0.0,
 ) -> Link:
     """Newton's method: θ ← θ − η (H + damping · I)⁻¹ g, for small problems.
 
     One step reaches the minimum of a quadratic; near a minimum with positive definite H the error
-    squares in each step. From afar it may diverge, or go to a saddle: see `scale_by_newton`. Its
+    squares in each step. With η = 1 it may diverge from afar, or go to a saddle: see
+    `scale_by_newton`. The line search (default) refuses what goes up, and stays where H is
+    indefinite and −d no way down: `gk.levenberg_marquardt` goes on there. Its
     `update` takes what `observe` returns:
     `tx.update(point.grad, state, params, **point.extras)`, with `curvature=gk.hessian`; with
     `gk.gauss_newton` it is the Gauss–Newton method.
@@ -105,7 +107,7 @@ def newton(
     Cost: n products and O(n³) operations an update.
 
     Args:
-        learning_rate: η, a number or a schedule; None searches the line.
+        learning_rate: η, a number or a schedule; None (default) searches the line.
         damping: multiple of the identity added to H [loss/param²].
 
     Raises:

@@ -69,7 +69,7 @@ def test_one_step_reaches_the_minimum_of_a_quadratic(dtype, eps):
     H = jnp.asarray(np.diag([1.0, 4.0, 9.0]) + 0.5, dtype)
     b = jnp.asarray([1.0, -2.0, 3.0], dtype)
     start = jnp.asarray([5.0, 6.0, 7.0], dtype)
-    x, _ = run(newton(), lambda x, _: x @ H @ x / 2 - b @ x, start, 1)
+    x, _ = run(newton(1.0), lambda x, _: x @ H @ x / 2 - b @ x, start, 1)
     np.testing.assert_allclose(x, np.linalg.solve(np.asarray(H, float), b), atol=200 * eps)
 
 
@@ -77,7 +77,7 @@ def test_one_gauss_newton_step_solves_linear_least_squares(dtype, eps):
     rng = np.random.default_rng(0)
     X, y = jnp.asarray(rng.normal(size=(12, 4)), dtype), jnp.asarray(rng.normal(size=12), dtype)
     fit = gk.Problem(predict=lambda w, _: X @ w - y, criterion=lambda r, _: jnp.sum(r**2) / 2)
-    w, _ = run(newton(), fit, jnp.ones(4, dtype), 1, curvature=gk.gauss_newton)
+    w, _ = run(newton(1.0), fit, jnp.ones(4, dtype), 1, curvature=gk.gauss_newton)
     expected = np.linalg.lstsq(np.asarray(X, float), np.asarray(y, float), rcond=None)[0]
     np.testing.assert_allclose(w, expected, atol=200 * eps)
 
@@ -106,7 +106,7 @@ def test_the_error_squares_in_each_step():
 
         errors = []
         for steps in (1, 2, 3, 4):
-            x, _ = run(newton(), loss, minimum + jnp.array([0.4, 0.3]), steps)
+            x, _ = run(newton(1.0), loss, minimum + jnp.array([0.4, 0.3]), steps)
             errors.append(float(jnp.linalg.norm(x - minimum)))
     order = np.diff(np.log(errors))
     np.testing.assert_allclose(order[1:] / order[:-1], 2, atol=0.25)
@@ -123,7 +123,7 @@ def monkey_saddle(x, _):
 
 def test_undamped_it_goes_to_the_saddle_that_gradient_descent_leaves():
     start = jnp.array([0.5, 0.01])
-    at_saddle, state = run(newton(), saddle, start, 1)
+    at_saddle, state = run(newton(1.0), saddle, start, 1)
     np.testing.assert_allclose(at_saddle, 0, atol=1e-6)
     assert gk.metrics(state)["negative_curvatures"] == 1
     descended, _ = run(gk.sgd(0.05), saddle, start, 40)
@@ -134,12 +134,12 @@ def test_undamped_it_goes_to_the_saddle_that_gradient_descent_leaves():
 def test_the_monkey_saddle_halves_its_distance_in_each_step(dtype, eps):
     """Its Hessian is linear in x, and g = H x / 2."""
     x = jnp.asarray([0.8, 0.3], dtype)
-    after, _ = run(newton(), monkey_saddle, x, 8)
+    after, _ = run(newton(1.0), monkey_saddle, x, 8)
     np.testing.assert_allclose(after, np.asarray(x) / 2**8, rtol=100 * eps)
 
 
 def test_damping_above_the_lowest_eigenvalue_leaves_the_saddle():
-    x, state = run(newton(damping=4.0), saddle, jnp.array([0.5, 0.01]), 8)
+    x, state = run(newton(1.0, damping=4.0), saddle, jnp.array([0.5, 0.01]), 8)
     assert gk.metrics(state)["negative_curvatures"] == 0
     assert x[1] > 0.5
     assert abs(x[0]) < 0.01
@@ -201,14 +201,14 @@ def test_leaves_of_every_kind_keep_their_dtypes():
         def loss(p, _):
             return (p["scalar"] - 3) ** 2 + jnp.sum((p["wide"] + p["scalar"]) ** 2)
 
-        x, _ = run(newton(), loss, params, 1)
+        x, _ = run(newton(1.0), loss, params, 1)
         assert jax.tree.map(lambda a: (a.shape, a.dtype), x) == jax.tree.map(
             lambda a: (a.shape, a.dtype), params
         )
         assert x["scalar"] == 3
         np.testing.assert_allclose(x["wide"], -3, rtol=1e-12)
         nothing = {"none": jnp.zeros((0, 3))}
-        still, _ = run(newton(), lambda p, _: jnp.sum(p["none"]), nothing, 1)
+        still, _ = run(newton(1.0), lambda p, _: jnp.sum(p["none"]), nothing, 1)
         assert still["none"].shape == (0, 3)
 
 
@@ -216,7 +216,7 @@ def test_vmap_equals_one_by_one(dtype, eps):
     starts = jnp.asarray(np.random.default_rng(0).normal(size=(4, 2)), dtype)
 
     def two_steps(x):
-        return run(newton(), monkey_saddle, x, 2)[0]
+        return run(newton(1.0), monkey_saddle, x, 2)[0]
 
     together = jax.vmap(two_steps)(starts)
     alone = jnp.stack([two_steps(x) for x in starts])
@@ -226,7 +226,7 @@ def test_vmap_equals_one_by_one(dtype, eps):
 
 def test_what_it_needs_is_named_when_it_is_missing_or_wrong():
     g = jnp.ones(2)
-    tx = newton()
+    tx = newton(1.0)
     with pytest.raises(TypeError, match="scale_by_newton needs the extra argument 'curvature'"):
         tx.update(g, tx.init(g), g)
     z = jnp.ones(2, jnp.complex64)
