@@ -2,6 +2,7 @@
 
     python benchmarks/minimize.py                      # everything, some 40 minutes on 2 cores
     python benchmarks/minimize.py solved lbfgs "scipy L-BFGS-B"
+    python benchmarks/minimize.py float32
     python benchmarks/minimize.py steps
 
 `solved` runs every problem of `benchmarks/problems` from its standard start, in float64 and with
@@ -221,10 +222,76 @@ def solved(names: list[str]) -> None:
         )
 
 
+def float32(names: list[str]) -> None:
+    """The same in float32, where solved means ‖g‖∞ ≤ 1e-3 or a loss within 1e-3 relative."""
+    every = problems.unconstrained()
+    print("| method | float32 at 1e-3 | float64 at 1e-3 | not finite |\n|---|---|---|---|")
+    for method in names or OURS:
+        shares, broken = [], 0
+        for dtype in (jnp.float32, jnp.float64):
+            count = 0
+            for problem in every:
+                run = ours(problem, method, dtype)
+                near = run.value - problem.best <= 1e-3 * abs(problem.best)
+                count += run.norm <= 1e-3 or near
+                broken += not (np.isfinite(run.value) or run.status == "NONFINITE_START")
+                jax.clear_caches()
+            shares.append(100 * count / len(every))
+        print(f"| {method} | {shares[0]:.1f} % | {shares[1]:.1f} % | {broken} |", flush=True)
+
+
+def steps(names: list[str]) -> None:
+    """What a step costs beside the losses and gradients it asks for, and what compiling costs."""
+    del names
+    print(measure.machine(), "\n")
+    print("| method | compile and first call, 2 variables [s] | a solve then [ms] |\n|---|---|---|")
+    for method in OURS:
+        x0 = jnp.array([-1.2, 1.0])
+        solve = functools.partial(gk.minimize, lambda x: _rosenbrock(x), x0, method=method)
+        first, again = measure.timed(solve)[1], min(measure.timed(solve)[1] for _ in range(5))
+        print(f"| {method} | {first:.2f} | {1e3 * again:.1f} |", flush=True)
+    print("\n| method | n | step in gradients | asked for in gradients | ratio |")
+    print("|---|---|---|---|---|")
+    loss, x0, args = _classifier()
+    gradient = jax.jit(jax.value_and_grad(loss))
+    for method in ("lbfgs", "nonlinear_cg", "newton_cg", "trust_region"):
+        solve = functools.partial(gk.minimize, loss, x0, method=method, args=args, tol=0.0)
+        few, many = functools.partial(solve, max_steps=5), functools.partial(solve, max_steps=25)
+        work = many().gradient_equivalents - few().gradient_equivalents
+        times = measure.medians(
+            {"few": few, "many": many, "gradient": lambda: gradient(x0, *args)}, rounds=7, calls=1
+        )
+        taken = (times["many"] - times["few"]) / times["gradient"]
+        n = optax.tree.size(x0)
+        ratio = taken / float(work)
+        print(f"| {method} | {n} | {taken / 20:.2f} | {float(work) / 20:.2f} | {ratio:.2f} |")
+
+
+def _rosenbrock(x: jax.Array) -> jax.Array:
+    return jnp.sum(100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2)
+
+
+def _classifier() -> tuple[Callable, Any, tuple]:
+    """A 64-256-10 network on 1,797 random images: 18,944 parameters."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    x = jax.random.normal(keys[0], (1797, 64), jnp.float32)
+    y = jax.random.randint(keys[1], (1797,), 0, 10)
+    params = {
+        "w": jax.random.normal(keys[2], (64, 256), jnp.float32) / 8,
+        "v": jax.random.normal(keys[3], (256, 10), jnp.float32) / 16,
+    }
+
+    def loss(p, x, y):
+        z = jnp.tanh(x @ p["w"]) @ p["v"]
+        return optax.losses.softmax_cross_entropy_with_integer_labels(z, y).mean()
+
+    return loss, params, (x, y)
+
+
 def main() -> None:
-    jax.config.update("jax_enable_x64", True)
     what, *names = sys.argv[1:] or ["solved"]
-    {"solved": solved}[what](names)
+    jax.config.update("jax_enable_x64", what != "steps")
+    {"solved": solved, "float32": float32, "steps": steps}[what](names)
 
 
 if __name__ == "__main__":

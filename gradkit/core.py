@@ -181,7 +181,7 @@ def observe(
         evaluate, parts = _mean_evaluated, _mean_value_and_aux
     value_fn = Partial(value_fn, problem, batch)
     before = known(state)
-    if before is None:
+    if before is None or tree.Shapes.of(before.grad) != tree.Shapes.of(params):
         value, grad, aux = evaluate(problem, params, batch)
     else:
         value, grad, aux = _recalled(before, value_fn, evaluate, parts, problem, params, batch)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.tree_util import Partial
 
 from gradkit import tree
 from gradkit.operators import Operator
@@ -216,9 +217,10 @@ def seen_from_inside(
         inner["grad"] = inward(extra["grad"])
     if (value_fn := extra.get("value_fn")) is not None:
 
-        def value(params, **more):
+        def value_at(value_fn, params, **more):
             return value_fn(outward(params), **more)
 
+        value = Partial(value_at, value_fn)  # the batch stays in sight of what marks it
         vars(value)["__signature__"] = inspect.signature(value_fn)  # optax's searches read it
         inner["value_fn"] = value
     if (curvature := extra.get("curvature")) is not None:
