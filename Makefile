@@ -13,7 +13,7 @@ run: env
 	$(BIN)/gradkit spectrum $(RUN)
 
 test: env
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: env
 	$(BIN)/ruff check .
