@@ -23,6 +23,12 @@ OPTIMIZERS = [
 ]
 
 
+@pytest.fixture
+def dtype():
+    """One precision, as each test compiles; each optimizer's own tests have both."""
+    return np.dtype("float32")
+
+
 def quadratic(dtype):
     scales = {"a": jnp.asarray([1.0, 10.0, 0.1], dtype), "b": (jnp.asarray(3.0, dtype),)}
 
@@ -106,17 +112,19 @@ def test_jit_equals_eager(tx, dtype, eps):
     assert_equal_trees(jitted, eager, rtol=100 * eps, atol=100 * eps)
 
 
-def test_structure_and_dtypes_are_kept(tx, dtype):
-    loss, params, batch = quadratic(dtype)
-    state = tx.init(params)
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_structure_and_dtypes_are_kept(tx, precision):
+    with jax.enable_x64(precision == "float64"):
+        loss, params, batch = quadratic(np.dtype(precision))
+        state = tx.init(params)
 
-    def update(params, state):
-        point = gk.observe(loss, params, batch, curvature=gk.hessian)
-        return tx.update(point.grad, state, params, **point.extras)
+        def update(params, state):
+            point = gk.observe(loss, params, batch, curvature=gk.hessian)
+            return tx.update(point.grad, state, params, **point.extras)
 
-    updates, following = jax.eval_shape(update, params, state)
-    assert types(updates) == types(params)
-    assert types(following) == types(state)
+        updates, following = jax.eval_shape(update, params, state)
+        assert types(updates) == types(params)
+        assert types(following) == types(state)
 
 
 def test_vmap_equals_one_by_one(tx, dtype, eps):
