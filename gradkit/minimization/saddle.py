@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from gradkit import tree
 from gradkit.core import Problem
@@ -27,7 +28,7 @@ def negative_curvature(
 
     Cost: one gradient and min(n, 20) products if `wanted`; none if not.
     """
-    n = sum(x.size for x in jax.tree.leaves(params))
+    n = optax.tree.size(params)
     rows = min(n, STEPS)
     none = jnp.zeros((), bool), jnp.zeros((), jnp.int32)
     if not rows:

@@ -158,7 +158,7 @@ def levenberg_marquardt(
     needs_count(max_trials, "max_trials", member="levenberg_marquardt")
 
     def dense(params):
-        return solver == "dense" or (solver is None and _size(params) <= DENSE_DIMENSION)
+        return solver == "dense" or (solver is None and optax.tree.size(params) <= DENSE_DIMENSION)
 
     def init(params, step):
         dtype = tree.scalar_dtype(params)
@@ -178,7 +178,7 @@ def levenberg_marquardt(
             required(extra, name, member="levenberg_marquardt")
             for name in ("value", "grad", "value_fn", "curvature")
         )
-        if not _size(params):
+        if not optax.tree.size(params):
             return updates, state
         g = optax.tree.cast_like(updates, params)
         g_norm = tree.norm(g).astype(state.steepest.dtype)
@@ -331,10 +331,6 @@ def _searched(model: Model, gain: Callable, alpha: jax.Array, most: jax.Array) -
 
 def _product(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
-
-
-def _size(params: PyTree) -> int:
-    return sum(jnp.size(x) for x in jax.tree.leaves(params))
 
 
 def _check(damping: Any, solver: Any, tol: Any) -> None:

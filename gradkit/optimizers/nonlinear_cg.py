@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -24,6 +23,7 @@ from gradkit.optimizers.differences import (
     select,
 )
 from gradkit.optimizers.stepping import stepping
+from gradkit.searches.methods import method_named
 from gradkit.transforms.link import Link, link
 
 PyTree = Any
@@ -126,7 +126,7 @@ def scale_by_nonlinear_cg(
     Raises:
         ValueError: the method is unknown.
     """
-    beta_of = _formula(method)
+    beta_of = method_named(method, METHODS)
 
     def init(params, step):
         dtype = tree.scalar_dtype(params)
@@ -174,14 +174,6 @@ def scale_by_nonlinear_cg(
         return select(new.finite, tree.scaled(t, d), updates), state
 
     return link(init, update, orthogonality=orthogonality, min_cosine=min_cosine)
-
-
-def _formula(method: str) -> Callable[[Products], jax.Array]:
-    if method in METHODS:
-        return METHODS[method]
-    near = difflib.get_close_matches(str(method), METHODS, n=1, cutoff=0.3)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}{hint}")
 
 
 def _products(g: PyTree, g_before: PyTree, d: PyTree) -> Products:
