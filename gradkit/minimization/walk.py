@@ -230,7 +230,7 @@ def looked(plan: Plan, walk: Walk, value: jax.Array, grad: PyTree, given: Given)
     lower = value < c.lowest - noise
     level = (value <= c.lowest + noise) & (norm < c.norm)
     better = first | (finite & (lower | level))
-    best = jax.tree.map(lambda a, b: jnp.where(better, a, b), here, walk.best)
+    best = optax.tree.where(better, here, walk.best)
     change = jnp.abs(value - walk.here.value)
     progress = first | (finite & (lower | (norm < 0.9 * c.least)))
     going = progress if plan.searches else progress | ~(change <= noise)

@@ -23,10 +23,10 @@ from gradkit.optimizers.differences import (
     nothing_before,
     pair,
     seen,
-    select,
     unit,
 )
 from gradkit.optimizers.stepping import stepping
+from gradkit.transforms.line_search import line_search
 from gradkit.transforms.link import Link, link
 
 PyTree = Any
@@ -133,10 +133,10 @@ def scale_by_bfgs(
         q, g_norm = unit(held(here.grad, free))
         d = held(unravelled(H @ ravelled(q).astype(H.dtype), q), free)
         descending = descends(d, q) | ~new.finite | (g_norm == 0)
-        d = select(descending, d, tree.scaled(plain, q))
+        d = optax.tree.where(descending, d, tree.scaled(plain, q))
         d_norm = (tree.norm(d) * g_norm).astype(gamma.dtype)
         state = BfgsState(
-            before=select(new.finite, here, state.before),
+            before=optax.tree.where(new.finite, here, state.before),
             H=H,
             pairs=jnp.where(descending, pairs + taken, 0),
             scale=gamma,
@@ -147,7 +147,7 @@ def scale_by_bfgs(
                 changes=new.changed,
             ),
         )
-        return select(new.finite, tree.scaled(g_norm, d), updates), state
+        return optax.tree.where(new.finite, tree.scaled(g_norm, d), updates), state
 
     return link(init, update, min_cosine=min_cosine)
 
@@ -222,4 +222,5 @@ def bfgs(
         ValueError: there is a learning rate and a line search of gradkit.
     """
     direction = scale_by_bfgs(self_scaling=self_scaling, min_cosine=min_cosine, damping=damping)
-    return stepping(direction, learning_rate, linesearch, curvature=0.9).named("bfgs")
+    search = line_search("hager_zhang")
+    return stepping(direction, learning_rate, search, linesearch).named("bfgs")

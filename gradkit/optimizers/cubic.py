@@ -10,16 +10,13 @@ import optax
 from jax.tree_util import Partial
 
 from gradkit import tree
-from gradkit.core import needs_count, needs_params, required
+from gradkit.core import needs_count
 from gradkit.krylov.models import Reduced, cubic_step, trust_region_step
 from gradkit.krylov.subspace import grown
-from gradkit.searches.acceptance import Found, Rules, Trial, until_accepted
-from gradkit.states import Work
+from gradkit.optimizers.modelled import ACCEPT, GOOD, LONGER, POOR, Last, Local, tried
+from gradkit.searches.acceptance import Found, Rules
 from gradkit.transforms.link import Link, link
 
-ACCEPT = 1e-4  # ρ of a step that is taken
-POOR, GOOD = 0.25, 0.75  # ρ below which σ grows, and above which it shrinks
-LONGER = 0.9  # ρ above which a longer step is tried in the same space
 SHARE = 0.03  # of σ ‖p‖³ in −gᵀp, from which on σ keeps the step short
 UP, DOWN = 2.0, 4.0  # factors on σ
 
@@ -30,26 +27,16 @@ class CubicState(NamedTuple):
     Attributes:
         sigma: σ [loss/param³]; 0 before the first update where it was not given.
         least: the smallest σ.
-        first: ‖g₀‖, of the first gradient [loss/param].
-        ratio: ρ, of the reduction of the loss to that of the model, at the last step.
-        trials: how many steps were tried. rows: dimension of their Krylov space.
-        failures: updates in which none was accepted.
-        work: of all updates so far.
+        last: the last update.
     """
 
     sigma: jax.Array
     least: jax.Array
-    first: jax.Array
-    ratio: jax.Array
-    trials: jax.Array
-    rows: jax.Array
-    failures: jax.Array
-    work: Work
+    last: Last
 
     def metrics(self) -> dict[str, jax.Array]:
-        """Publishes σ, ρ, trials, rows and failures."""
-        names = ("sigma", "ratio", "trials", "rows", "failures")
-        return {name: getattr(self, name) for name in names}
+        """Publishes σ."""
+        return {"sigma": self.sigma}
 
 
 def cubic(
@@ -101,55 +88,30 @@ def cubic(
 
     def init(params, step):
         start = jnp.full((), sigma or 0, tree.scalar_dtype(params))
-        scalars = (jnp.zeros_like(start) for _ in range(3))
-        counts = (jnp.zeros((), jnp.int32) for _ in range(3))
-        return CubicState._make([start, *scalars, *counts, Work.none()])
+        return CubicState(start, jnp.zeros_like(start), Last.none(params))
 
     def update(updates, state, params, h, **extra):
-        value, value_fn, curvature = (
-            required(extra, name, member="cubic") for name in ("value", "value_fn", "curvature")
-        )
-        needs_params(params, member="cubic")
-        A = curvature()
-        if A.dimension == 0:
+        here = Local.of(updates, params, extra, "cubic")
+        if here.A.dimension == 0:
             return updates, state
-        g = optax.tree.cast_like(updates, params)
-        g_norm, size = tree.norm(g), tree.norm(params)
-        eps = jnp.finfo(g_norm.dtype).eps
-        usable = (g_norm > 0) & jnp.isfinite(g_norm) & jnp.isfinite(value)
-        first = jnp.where(state.first > 0, state.first, g_norm)
-        guess = g_norm / jnp.where((size > 0) & jnp.isfinite(size), size, 1) ** 2
-        start = jnp.where(state.sigma > 0, state.sigma, guess)
-        least = jnp.where(state.least > 0, state.least, eps * start)
+        start = jnp.where(state.sigma > 0, state.sigma, here.g_norm / here.size**2)
+        least = jnp.where(state.least > 0, state.least, jnp.finfo(start.dtype).eps * start)
         space = grown(
-            A,
-            g,
+            here.A,
+            here.g,
             rows=basis,
             radius=0,
-            tol=jnp.minimum(h.tol, jnp.sqrt(g_norm / first)),
+            tol=state.last.forcing(here, h.tol),
             solve=Partial(_minimizer, start),
         )
         reduced = Reduced.of(space.projection(), space.g_norm, space.rows)
 
-        def attempt(sigma):
-            step = cubic_step(reduced, sigma)
-            slope = space.g_norm * step.h[0]
-            p = space.combined(step.h, g)
-            there = tree.add_scaled(params, 1, p)
-            return Trial(
-                control=sigma,
-                value=value_fn(there),
-                reduction=step.reduction,
-                slope=slope,
-                norm=step.norm,
-                limited=step.shift * step.norm**2 > SHARE * -slope,
-                moves=tree.largest(optax.tree.sub(there, params)) > 0,
-                carried=step.h,
-            )
-
         def tighter(trial, q):
             inside = trust_region_step(reduced, q * trial.norm)
             return jnp.maximum(UP * trial.control, inside.shift / inside.norm)
+
+        def limited(step, sigma):
+            return sigma * step.norm**3 > SHARE * -space.g_norm * step.h[0]
 
         rules = Rules(
             accept=ACCEPT,
@@ -158,17 +120,12 @@ def cubic(
             looser=lambda trial: jnp.maximum(trial.control / DOWN, least),
             max_steps=max_trials,
         )
-        found = until_accepted(attempt, value, start, rules, usable)
-        step = space.combined(jnp.where(found.accepted, found.trial.carried, 0), g)
+        solve = Partial(cubic_step, reduced)
+        step, found = tried(here, space, solve, limited, rules, start)
         return step, CubicState(
-            sigma=jnp.where(usable, _adapted(found, least), state.sigma),
-            least=jnp.where(usable, least, state.least),
-            first=jnp.where(usable, first, state.first),
-            ratio=found.ratio,
-            trials=found.trials,
-            rows=space.lanczos.step,
-            failures=state.failures + (~found.accepted & (g_norm != 0)),
-            work=state.work.plus(evaluations=found.trials, products=space.products),
+            sigma=jnp.where(here.usable, _adapted(found, least), state.sigma),
+            least=jnp.where(here.usable, least, state.least),
+            last=state.last.followed(here, space, found),
         )
 
     return link(init, update, tol=tol)

@@ -170,7 +170,7 @@ def damped(new: Pair, before: Before, direction_norm: jax.Array, damping: float)
     y, y_norm = unit(
         jax.tree.map(lambda y, b: theta * new.y_norm * y + (1 - theta) * Bs_norm * b, new.y, Bs)
     )
-    y, y_norm = select(short, (y, y_norm), (new.y, new.y_norm))
+    y, y_norm = optax.tree.where(short, (y, y_norm), (new.y, new.y_norm))
     return new._replace(y=y, y_norm=y_norm, cosine=tree.inner(new.s, y))
 
 
@@ -204,11 +204,6 @@ def first_scale(grad: PyTree, last: jax.Array) -> jax.Array:
 def held(a: PyTree, free: PyTree | None) -> PyTree:
     """Returns the tree with zeros for what is not free, as at a bound; None for all that is."""
     return a if free is None else jax.tree.map(lambda x, f: jnp.where(f > 0, x, 0), a, free)
-
-
-def select(which: jax.Array, a: PyTree, b: PyTree) -> PyTree:
-    """Returns one of two trees of the same structure: a where `which` holds."""
-    return jax.tree.map(lambda x, y: jnp.where(which, x, y), a, b)
 
 
 def needs_fraction(value: Any, name: str, *, member: str) -> None:

@@ -22,10 +22,10 @@ from gradkit.optimizers.differences import (
     nothing_before,
     pair,
     seen,
-    select,
     unit,
 )
 from gradkit.optimizers.stepping import stepping
+from gradkit.transforms.line_search import line_search
 from gradkit.transforms.link import Link, link
 
 PyTree = Any
@@ -138,10 +138,10 @@ def scale_by_lbfgs(
             plain = jnp.ones_like(gamma)
         d = held(two_loops(pairs, q, plain), free)
         descending = descends(d, q) | ~new.finite | (g_norm == 0)
-        d = select(descending, d, tree.scaled(plain, q))
+        d = optax.tree.where(descending, d, tree.scaled(plain, q))
         d_norm = (tree.norm(d) * g_norm).astype(gamma.dtype)
         state = LbfgsState(
-            before=select(new.finite, here, state.before),
+            before=optax.tree.where(new.finite, here, state.before),
             pairs=pairs._replace(stored=jnp.where(descending, pairs.stored, 0)),
             scale=gamma,
             direction_norm=jnp.where(new.finite, d_norm, state.direction_norm),
@@ -151,7 +151,7 @@ def scale_by_lbfgs(
                 changes=new.changed,
             ),
         )
-        return select(new.finite, tree.scaled(g_norm, d), updates), state
+        return optax.tree.where(new.finite, tree.scaled(g_norm, d), updates), state
 
     return link(init, update, min_cosine=min_cosine)
 
@@ -198,7 +198,7 @@ def _with(pairs: Pairs, new: Pair, taken: jax.Array, forgotten: jax.Array) -> Pa
     """The pairs and the new one if it is taken; no pair if they are to be forgotten."""
     j = pairs.place
     old = tree.basis_row(pairs.s, j, new.s), tree.basis_row(pairs.y, j, new.y)
-    s, y = select(taken, (new.s, new.y), old)
+    s, y = optax.tree.where(taken, (new.s, new.y), old)
     ratio = new.s_norm / jnp.where(new.y_norm > 0, new.y_norm, 1)
     size = len(pairs.ratio)
     stored = jnp.where(forgotten, 0, jnp.minimum(pairs.stored + taken, size))
@@ -263,4 +263,5 @@ def lbfgs(
     direction = scale_by_lbfgs(
         memory_size, scale_init_precond, min_cosine=min_cosine, damping=damping
     )
-    return stepping(direction, learning_rate, linesearch, curvature=0.9).named("lbfgs")
+    search = line_search("hager_zhang")
+    return stepping(direction, learning_rate, search, linesearch).named("lbfgs")

@@ -11,9 +11,8 @@ from jax.flatten_util import ravel_pytree
 
 from gradkit import tree
 from gradkit.core import required
+from gradkit.optimizers.stepping import stepping
 from gradkit.states import Work
-from gradkit.transforms.chain import chain
-from gradkit.transforms.learning_rate import scale_by_learning_rate
 from gradkit.transforms.line_search import line_search
 from gradkit.transforms.link import Link, link
 
@@ -113,8 +112,7 @@ def newton(
     Raises:
         TypeError: `update` was called without the extra arguments of `observe`.
     """
-    found = line_search() if learning_rate is None else scale_by_learning_rate(learning_rate)
-    return chain(scale_by_newton(damping), found).named("newton")
+    return stepping(scale_by_newton(damping), learning_rate, line_search()).named("newton")
 
 
 def _solution(H: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

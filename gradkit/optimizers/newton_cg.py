@@ -11,9 +11,8 @@ import optax
 from gradkit import tree
 from gradkit.core import required
 from gradkit.krylov.cg import cg
+from gradkit.optimizers.stepping import stepping
 from gradkit.states import Work
-from gradkit.transforms.chain import chain
-from gradkit.transforms.learning_rate import scale_by_learning_rate
 from gradkit.transforms.line_search import line_search
 from gradkit.transforms.link import Link, link
 
@@ -74,7 +73,7 @@ def scale_by_newton_cg(
         forcing = jnp.minimum(h.tol, jnp.sqrt(tree.norm(g)))
         solve = cg(curvature() + h.damping, g, tol=forcing, max_steps=max_steps)
         first = (solve.steps <= 1) & ~(solve.curvature > 0)
-        d = jax.tree.map(lambda x, b: jnp.where(first, b, x), solve.x, g)
+        d = optax.tree.where(first, g, solve.x)
         return d, NewtonCgState(
             steps=solve.steps,
             residual_norm=solve.residual_norm.astype(state.residual_norm.dtype),
@@ -110,6 +109,5 @@ def newton_cg(
     Raises:
         TypeError: `update` was called without the extra arguments of `observe`.
     """
-    found = line_search() if learning_rate is None else scale_by_learning_rate(learning_rate)
     direction = scale_by_newton_cg(damping, tol=tol, max_steps=max_steps)
-    return chain(direction, found).named("newton_cg")
+    return stepping(direction, learning_rate, line_search()).named("newton_cg")

@@ -20,10 +20,10 @@ from gradkit.optimizers.differences import (
     nothing_before,
     pair,
     seen,
-    select,
 )
 from gradkit.optimizers.stepping import stepping
 from gradkit.searches.methods import method_named
+from gradkit.transforms.line_search import line_search
 from gradkit.transforms.link import Link, link
 
 PyTree = Any
@@ -154,15 +154,15 @@ def scale_by_nonlinear_cg(
         beta = jnp.where(kept, beta, 0)
         d = tree.add_scaled(g, beta, d)
         descending = descends(d, g) | ~new.finite | (p.gg == 0)
-        d, beta = select(descending, (d, beta), (g, jnp.zeros_like(beta)))
+        d, beta = optax.tree.where(descending, (d, beta), (g, jnp.zeros_like(beta)))
 
         plain = jnp.where(gamma > 0, gamma, first_scale(here.grad, new.s_norm))
         t = _first_trial(new, p, tree.inner(g, d))
         t = jnp.where(curved & (t > 0) & jnp.isfinite(t), t, plain)
         d = tree.scaled(sigma, d)
         state = NonlinearCgState(
-            before=select(new.finite, here, state.before),
-            direction=select(new.finite, d, state.direction),
+            before=optax.tree.where(new.finite, here, state.before),
+            direction=optax.tree.where(new.finite, d, state.direction),
             scale=gamma,
             beta=beta.astype(dtype),
             counts=state.counts.plus(
@@ -171,7 +171,7 @@ def scale_by_nonlinear_cg(
                 changes=new.changed,
             ),
         )
-        return select(new.finite, tree.scaled(t, d), updates), state
+        return optax.tree.where(new.finite, tree.scaled(t, d), updates), state
 
     return link(init, update, orthogonality=orthogonality, min_cosine=min_cosine)
 
@@ -233,4 +233,5 @@ def nonlinear_cg(
         ValueError: the method is unknown, or there is a learning rate and a line search of gradkit.
     """
     direction = scale_by_nonlinear_cg(method, orthogonality=orthogonality, min_cosine=min_cosine)
-    return stepping(direction, learning_rate, linesearch, curvature=0.1).named("nonlinear_cg")
+    search = line_search("hager_zhang", curvature=0.1)
+    return stepping(direction, learning_rate, search, linesearch).named("nonlinear_cg")

@@ -13,9 +13,8 @@ from gradkit import tree
 from gradkit.core import needs_count, needs_params, required
 from gradkit.krylov.models import Reduced, saddle_free_step
 from gradkit.krylov.subspace import grown
+from gradkit.optimizers.stepping import stepping
 from gradkit.states import Work
-from gradkit.transforms.chain import chain
-from gradkit.transforms.learning_rate import scale_by_learning_rate
 from gradkit.transforms.line_search import line_search
 from gradkit.transforms.link import Link, link
 
@@ -103,7 +102,7 @@ def scale_by_saddle_free(
         reduced = Reduced.of(space.projection(), space.g_norm, space.rows)
         d = space.combined(-saddle_free_step(reduced, damping, reach), g)
         unusable = ~jnp.isfinite(g_norm)
-        d = jax.tree.map(lambda d, g: jnp.where(unusable, g, d), d, g)
+        d = optax.tree.where(unusable, g, d)
         return d, SaddleFreeState(
             rows=space.lanczos.step,
             residual=space.residual.astype(dtype),
@@ -142,9 +141,8 @@ def saddle_free(
         TypeError: `update` was called without the extra arguments of `observe`.
         ValueError: `basis` is not a positive whole number.
     """
-    found = line_search() if learning_rate is None else scale_by_learning_rate(learning_rate)
     direction = scale_by_saddle_free(damping, tol=tol, basis=basis)
-    return chain(direction, found).named("saddle_free")
+    return stepping(direction, learning_rate, line_search()).named("saddle_free")
 
 
 def _minimizer(damping: jax.Array, reach: jax.Array, reduced: Reduced) -> jax.Array:

@@ -6,25 +6,22 @@ import optax
 
 from gradkit.transforms.chain import chain
 from gradkit.transforms.learning_rate import scale_by_learning_rate
-from gradkit.transforms.line_search import line_search
 from gradkit.transforms.link import Link
 
 
 def stepping(
     direction: Link,
     learning_rate: optax.ScalarOrSchedule | None,
-    linesearch: optax.GradientTransformation | None,
-    *,
-    curvature: float,
+    search: Link,
+    linesearch: optax.GradientTransformation | None = None,
 ) -> Link:
     """Returns the chain of a direction and what finds or scales the step along it.
 
     Args:
         direction: gives d, the step being −α d.
         learning_rate: α; None searches.
-        linesearch: a member of gradkit in place of the rate, or one of optax after it; None is
-            Hager and Zhang's if there is no rate.
-        curvature: c₂ of that one.
+        search: finds α if there is neither a rate nor another search.
+        linesearch: a member of gradkit in place of the rate, or one of optax after it.
 
     Raises:
         ValueError: there is a rate and a search of gradkit, which finds it.
@@ -41,4 +38,4 @@ def stepping(
         return chain(direction, rate, linesearch)
     if learning_rate is not None:
         return chain(direction, scale_by_learning_rate(learning_rate))
-    return chain(direction, line_search("hager_zhang", curvature=curvature))
+    return chain(direction, search)

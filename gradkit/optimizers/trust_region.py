@@ -11,17 +11,14 @@ import optax
 from jax.tree_util import Partial
 
 from gradkit import tree
-from gradkit.core import needs_count, needs_params, required
-from gradkit.krylov.models import Reduced, steihaug_step, trust_region_step
+from gradkit.core import needs_count
+from gradkit.krylov.models import ModelStep, Reduced, steihaug_step, trust_region_step
 from gradkit.krylov.subspace import grown
-from gradkit.searches.acceptance import Found, Rules, Trial, until_accepted
-from gradkit.states import Work
+from gradkit.optimizers.modelled import ACCEPT, GOOD, LONGER, POOR, Last, Local, tried
+from gradkit.searches.acceptance import Found, Rules
 from gradkit.transforms.link import Link, link
 
 SOLVERS = ("gltr", "steihaug")
-ACCEPT = 1e-4  # ρ of a step that is taken
-POOR, GOOD = 0.25, 0.75  # ρ below which the radius shrinks, and above which it may grow
-LONGER = 0.9  # ρ above which a longer step is tried in the same space
 
 
 class TrustRegionState(NamedTuple):
@@ -29,25 +26,15 @@ class TrustRegionState(NamedTuple):
 
     Attributes:
         radius: Δ [param]; 0 before the first update where it was not given.
-        first: ‖g₀‖, of the first gradient [loss/param].
-        ratio: ρ, of the reduction of the loss to that of the model, at the last step.
-        trials: how many steps were tried. rows: dimension of their Krylov space.
-        failures: updates in which none was accepted.
-        work: of all updates so far.
+        last: the last update.
     """
 
     radius: jax.Array
-    first: jax.Array
-    ratio: jax.Array
-    trials: jax.Array
-    rows: jax.Array
-    failures: jax.Array
-    work: Work
+    last: Last
 
     def metrics(self) -> dict[str, jax.Array]:
-        """Publishes all but the first gradient's norm."""
-        names = ("radius", "ratio", "trials", "rows", "failures")
-        return {name: getattr(self, name) for name in names}
+        """Publishes the radius."""
+        return {"radius": self.radius}
 
 
 def trust_region(
@@ -107,50 +94,21 @@ def trust_region(
 
     def init(params, step):
         start = jnp.full((), radius or 0, tree.scalar_dtype(params))
-        scalars = (jnp.zeros_like(start) for _ in range(2))
-        counts = (jnp.zeros((), jnp.int32) for _ in range(3))
-        return TrustRegionState._make([start, *scalars, *counts, Work.none()])
+        return TrustRegionState(start, Last.none(params))
 
     def update(updates, state, params, h, **extra):
-        value, value_fn, curvature = (
-            required(extra, name, member="trust_region")
-            for name in ("value", "value_fn", "curvature")
-        )
-        needs_params(params, member="trust_region")
-        A = curvature()
-        if A.dimension == 0:
+        here = Local.of(updates, params, extra, "trust_region")
+        if here.A.dimension == 0:
             return updates, state
-        g = optax.tree.cast_like(updates, params)
-        g_norm, size = tree.norm(g), tree.norm(params)
-        usable = (g_norm > 0) & jnp.isfinite(g_norm) & jnp.isfinite(value)
-        first = jnp.where(state.first > 0, state.first, g_norm)
-        guess = jnp.where((size > 0) & jnp.isfinite(size), size, 1)
-        start = jnp.minimum(jnp.where(state.radius > 0, state.radius, guess), max_radius)
+        start = jnp.minimum(jnp.where(state.radius > 0, state.radius, here.size), max_radius)
         space = grown(
-            A,
-            g,
+            here.A,
+            here.g,
             rows=basis,
             radius=start,
-            tol=jnp.minimum(h.tol, jnp.sqrt(g_norm / first)),
+            tol=state.last.forcing(here, h.tol),
             solve=Partial(_minimizer, start) if solver == "gltr" else None,
         )
-        solve = _solver(solver, space)
-
-        def attempt(radius):
-            step = solve(radius)
-            p = space.combined(step.h, g)
-            there = tree.add_scaled(params, 1, p)
-            return Trial(
-                control=radius,
-                value=value_fn(there),
-                reduction=step.reduction,
-                slope=space.g_norm * step.h[0],
-                norm=step.norm,
-                limited=step.norm > 0.99 * radius,
-                moves=tree.largest(optax.tree.sub(there, params)) > 0,
-                carried=step.h,
-            )
-
         rules = Rules(
             accept=ACCEPT,
             good=LONGER,
@@ -158,17 +116,9 @@ def trust_region(
             looser=lambda trial: jnp.minimum(2 * trial.control, max_radius),
             max_steps=max_trials,
         )
-        found = until_accepted(attempt, value, start, rules, usable)
-        step = space.combined(jnp.where(found.accepted, found.trial.carried, 0), g)
-        return step, TrustRegionState(
-            radius=jnp.where(usable, _adapted(found, max_radius), state.radius),
-            first=jnp.where(usable, first, state.first),
-            ratio=found.ratio,
-            trials=found.trials,
-            rows=space.lanczos.step,
-            failures=state.failures + (~found.accepted & (g_norm != 0)),
-            work=state.work.plus(evaluations=found.trials, products=space.products),
-        )
+        step, found = tried(here, space, _solver(solver, space), _at_boundary, rules, start)
+        after = jnp.where(here.usable, _adapted(found, max_radius), state.radius)
+        return step, TrustRegionState(after, state.last.followed(here, space, found))
 
     return link(init, update, tol=tol)
 
@@ -185,6 +135,10 @@ def _solver(solver, space):
 def _minimizer(radius: jax.Array, reduced: Reduced) -> jax.Array:
     """The rule by which the space grows."""
     return trust_region_step(reduced, radius).h
+
+
+def _at_boundary(step: ModelStep, radius: jax.Array) -> jax.Array:
+    return step.norm > 0.99 * radius
 
 
 def _adapted(found: Found, max_radius: float) -> jax.Array:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 PyTree = Any
 
@@ -129,9 +130,7 @@ def until_accepted(
         passed = (rho >= rules.accept) & trial.moves
         better = passed & ~(found.accepted & (trial.value >= found.trial.value))
         kept = better | ~found.accepted
-        best, best_rho = jax.tree.map(
-            lambda new, old: jnp.where(kept, new, old), (trial, rho), (found.trial, found.ratio)
-        )
+        best, best_rho = optax.tree.where(kept, (trial, rho), (found.trial, found.ratio))
         accepted = found.accepted | passed
         # After a rejection, a longer step than the accepted one is not worth trying.
         first = found.accepted | (found.trials == 0)

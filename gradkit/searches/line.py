@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 PyTree = Any
 
@@ -123,7 +124,7 @@ def along(
         kept = state.satisfied | (finite & (trial.value < found.trial.value))
 
         def choose(new, old):
-            return jax.tree.map(lambda a, b: jnp.where(kept, a, b), new, old)
+            return optax.tree.where(kept, new, old)
 
         best, beside = choose((trial, here), (found.trial, found.carried))
         return state, Found(best, beside, found.trials + 1, state.satisfied)

@@ -115,7 +115,7 @@ def lookahead(
         )
         if reset_state:
             fresh = part.start(params, h.step + 1)
-            inner = jax.tree.map(lambda new, old: jnp.where(sync, new, old), fresh, inner)
+            inner = optax.tree.where(sync, fresh, inner)
         return u, state_of(inner, slow)
 
     return link(init, update, around=part, slow_step_size=slow_step_size)

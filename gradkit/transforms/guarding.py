@@ -173,5 +173,5 @@ def _if(
 ) -> tuple[PyTree, PyTree]:
     """The inner transformation's update where it applies, else a zero one and its old state."""
     u, following = part.advance(updates, state.inner, params, state.applied, extra)
-    held = jax.tree.map(lambda new, old: jnp.where(applies, new, old), following, state.inner)
+    held = optax.tree.where(applies, following, state.inner)
     return jax.tree.map(lambda x: jnp.where(applies, x, 0), u), held

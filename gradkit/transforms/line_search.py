@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -33,6 +34,45 @@ class LineSearchState(NamedTuple):
     def metrics(self) -> dict[str, jax.Array]:
         """Publishes the learning rate and the failures."""
         return {"learning_rate": self.learning_rate, "failures": self.failures}
+
+
+class Line(NamedTuple):
+    """The loss along θ − α u, φ(α) = f(θ − α u).
+
+    Attributes:
+        params: θ. u: the updates that come in.
+        grad: g, for its dtypes. value_fn: f.
+        project: parameters -> parameters, or None.
+    """
+
+    params: PyTree
+    u: PyTree
+    grad: PyTree
+    value_fn: Callable[[PyTree], jax.Array]
+    project: Callable[[PyTree], PyTree] | None
+
+    def moved(self, alpha: jax.Array) -> tuple[PyTree, PyTree]:
+        """Returns −α u in the dtypes that leave, and where it leads: what the caller finds.
+
+        Behind the barrier, no compiler contracts product and sum into one rounding.
+        """
+        change = tree.cast_updates(tree.scaled(-alpha, self.u), self.grad, self.params)
+        change = jax.lax.optimization_barrier(change)
+        x = optax.apply_updates(self.params, change)
+        if self.project is None:
+            return change, x
+        x = self.project(x)
+        return optax.tree.sub(x, self.params), x
+
+    def without_slope(self, alpha: jax.Array) -> tuple[jax.Array, jax.Array, tuple[()]]:
+        """Returns φ(α), NaN for its slope, and nothing to carry."""
+        return self.value_fn(self.moved(alpha)[1]), jnp.full_like(alpha, jnp.nan), ()
+
+    def with_slope(self, alpha: jax.Array) -> tuple[jax.Array, jax.Array, PyTree]:
+        """Returns φ(α), φ′(α) and the gradient there."""
+        f, g = jax.value_and_grad(self.value_fn)(self.moved(alpha)[1])
+        g = optax.tree.cast_like(jax.tree.map(jnp.conj, g), self.params)
+        return f, -tree.inner(g, self.u), g
 
 
 def line_search(
@@ -93,34 +133,13 @@ def line_search(
         value, grad, value_fn = (
             required(extra, name, member="line_search") for name in ("value", "grad", "value_fn")
         )
-        u, dtype, project = updates, state.learning_rate.dtype, extra.get("project")
-
-        def moved(alpha):
-            """−α u in the dtypes that leave, and where it leads: to the bit what the caller finds.
-
-            Behind the barrier, no compiler contracts product and sum into one rounding.
-            """
-            change = tree.cast_updates(tree.scaled(-alpha, u), grad, params)
-            change = jax.lax.optimization_barrier(change)
-            x = optax.apply_updates(params, change)
-            if project is None:
-                return change, x
-            x = project(x)
-            return optax.tree.sub(x, params), x
-
-        def phi(alpha):
-            x = moved(alpha)[1]
-            if not search.slopes:
-                return value_fn(x), jnp.asarray(jnp.nan, dtype), ()
-            f, g = jax.value_and_grad(value_fn)(x)
-            g = optax.tree.cast_like(jax.tree.map(jnp.conj, g), params)
-            return f, -tree.inner(g, u), g
-
+        here = Line(params, updates, grad, value_fn, extra.get("project"))
+        dtype = state.learning_rate.dtype
         f = value.astype(dtype)
         noise = 4 * jnp.finfo(value.dtype).eps * jnp.abs(f)
-        start = Trial(jnp.zeros((), dtype), f, -tree.inner(grad, u).astype(dtype))
+        start = Trial(jnp.zeros((), dtype), f, -tree.inner(grad, updates).astype(dtype))
         found = along(
-            phi,
+            here.with_slope if search.slopes else here.without_slope,
             start,
             optax.tree.cast_like(grad, params) if search.slopes else (),
             search,
@@ -129,8 +148,8 @@ def line_search(
             max_steps=max_steps,
         )
         alpha = found.trial.alpha
-        u = jax.tree.map(lambda x: jnp.where(alpha > 0, x, 0), u)  # 0 times infinity is NaN
-        change, x = moved(alpha)
+        u = jax.tree.map(lambda x: jnp.where(alpha > 0, x, 0), updates)  # 0 times infinity is NaN
+        change, x = here._replace(u=u).moved(alpha)
         failed = (alpha == 0) & (tree.norm(updates) != 0)
         gradients = found.trials if search.slopes else 0
         known = ()

@@ -93,7 +93,7 @@ def reduce_on_plateau(
             resting=jnp.where(reduces, cooldown, jnp.maximum(state.resting - 1, 0)),
         )
         gathering = state._replace(total=total, seen=seen)
-        state = jax.tree.map(lambda new, old: jnp.where(full, new, old), following, gathering)
+        state = optax.tree.where(full, following, gathering)
         return jax.tree.map(lambda u: state.scale * wide(u), updates), state
 
     return link(init, update, factor=factor, rtol=rtol, atol=atol, min_scale=min_scale)

@@ -49,7 +49,7 @@ def test_reaches_a_minimum_of_classical_problems(loss, start):
         x, steps, state = run(cubic(), loss, jnp.array(start), 100, 1e-9)
         assert steps < 100
         assert np.linalg.eigvalsh(np.asarray(jax.hessian(loss)(x, None)))[0] > 0
-        assert state.failures == 0
+        assert state.last.failures == 0
 
 
 def test_a_step_minimizes_the_cubic_model(dtype, eps):
@@ -61,7 +61,7 @@ def test_a_step_minimizes_the_cubic_model(dtype, eps):
     p, size = np.asarray(p, float), float(jnp.linalg.norm(p))
     np.testing.assert_allclose(H @ p + 100 * size * p, b, atol=200 * eps)
     assert np.linalg.eigvalsh(H)[0] + 100 * size >= 0
-    assert state.ratio > 1  # the model lies above
+    assert state.last.ratio > 1  # the model lies above
 
 
 def test_near_a_minimum_the_step_is_newtons():
@@ -96,11 +96,11 @@ def test_a_loss_beyond_a_boundary_is_a_rejection(dtype, eps):
     tx = cubic(1e-6)
     x, steps, state = run(tx, loss, start, 40)
     np.testing.assert_allclose(x, 0.1, rtol=100 * eps)
-    assert state.failures == 0
-    assert state.work.evaluations > steps + 1
+    assert state.last.failures == 0
+    assert state.last.work.evaluations > steps + 1
     nowhere, _, state = run(tx, loss, jnp.nan * start, 1)
     assert jnp.isnan(nowhere).all()
-    assert (state.failures, state.work.evaluations) == (1, 0)
+    assert (state.last.failures, state.last.work.evaluations) == (1, 0)
     assert state.sigma == pytest.approx(1e-6)
 
 
@@ -119,7 +119,7 @@ def test_flat_and_singular_hessians_are_no_obstacle(dtype, eps):
     x, _, state = run(tx, quartic, jnp.array([1.0, -2.0], dtype), 30)
     assert jnp.max(jnp.abs(x)) <= 1e-3
     x, _, state = run(tx, quartic, jnp.zeros(2, dtype), 1)
-    assert (*state.work, state.failures) == (0, 0, 0, 0)
+    assert (*state.last.work, state.last.failures) == (0, 0, 0, 0)
 
 
 def test_arguments_are_checked():

@@ -72,7 +72,7 @@ def test_reaches_a_minimum_of_classical_problems(name, solver):
         H = np.asarray(jax.hessian(loss)(x, None))
         assert steps < 100
         assert np.linalg.eigvalsh(H)[0] > 0
-        assert state.failures == 0
+        assert state.last.failures == 0
         if name != "rosenbrock":  # which has another minimum
             assert loss(x, None) < 1e-18
 
@@ -120,8 +120,8 @@ def test_a_loss_beyond_a_boundary_is_a_rejection(dtype, eps):
 
     x, steps, state = run(trust_region(100.0), loss, jnp.array([1.0, 5.0], dtype), 30)
     np.testing.assert_allclose(x, 0.1, rtol=100 * eps)
-    assert state.failures == 0
-    assert state.work.evaluations > steps + 3
+    assert state.last.failures == 0
+    assert state.last.work.evaluations > steps + 3
 
 
 def test_a_loss_that_is_not_finite_anywhere_else_moves_nothing(dtype):
@@ -132,11 +132,11 @@ def test_a_loss_that_is_not_finite_anywhere_else_moves_nothing(dtype):
     tx = trust_region()
     x, _, state = run(tx, loss, start, 2)
     np.testing.assert_array_equal(x, start)
-    assert state.failures == 2
+    assert state.last.failures == 2
     assert jnp.isfinite(state.radius)
     before, (_, state, _) = tx.init(start), advanced(tx, loss, jnp.nan * start, tx.init(start))
-    assert state.failures == 1
-    assert state.work.evaluations == before.work.evaluations
+    assert state.last.failures == 1
+    assert state.last.work.evaluations == before.last.work.evaluations
     assert state.radius == before.radius
 
 
@@ -213,7 +213,7 @@ def test_what_it_asks_for_is_counted(solver):
 def test_nothing_is_asked_for_where_the_gradient_is_zero():
     x, _, state = run(trust_region(), quartic, jnp.zeros(3), 1)
     np.testing.assert_array_equal(x, 0)
-    assert (state.failures, *state.work) == (0, 0, 0, 0)
+    assert (state.last.failures, *state.last.work) == (0, 0, 0, 0)
 
 
 def test_many_starts_at_once_are_as_one_by_one():
@@ -227,7 +227,7 @@ def test_many_starts_at_once_are_as_one_by_one():
         for number, start in enumerate(starts):
             x, state = once(start)
             np.testing.assert_allclose(together[number], x, rtol=1e-9)
-            assert states.work.products[number] == state.work.products
+            assert states.last.work.products[number] == state.last.work.products
 
 
 def test_arguments_are_checked():

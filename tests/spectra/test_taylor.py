@@ -75,7 +75,8 @@ def test_on_a_network_it_agrees_with_float64_and_the_remainder_is_of_third_order
     )
     errors = np.abs(check.actual - change)
     assert (errors <= check.rounding).all()
-    assert errors.max() > 0.005 * np.min(check.rounding)
+    if rough:  # in float64 the reference may be the same bits
+        assert errors.max() > 0.005 * np.min(check.rounding)
     third = np.asarray(check.remainder, np.float64)[4:7]
     if not rough:
         assert np.log2(third[1:] / third[:-1]) == pytest.approx(3, abs=0.1)
