@@ -97,7 +97,7 @@ def line_search(
     becomes the path of Bertsekas (1982).
 
     The last two know the gradient at the parameters that the update leads to: on the same batch
-    `gk.observe(..., known=state)` takes it from the state instead of computing it.
+    `gk.observe(..., state=state)` takes it from the state instead of computing it.
 
     Source: Nocedal & Wright (2006), algorithm 3.1; Moré & Thuente (1994); Hager & Zhang (2006).
     Differs: a loss that is NaN or infinite fails the trial; the test allows for the rounding of f,
