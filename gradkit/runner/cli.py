@@ -1,8 +1,10 @@
-"""The command line: run, spectrum, report, list."""
+"""The command line: run, check, spectrum, report, list."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -22,13 +24,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     parsed = _parse(arguments)
     try:
-        return parsed.action(parsed, arguments)
+        status = parsed.action(parsed, arguments)
+        sys.stdout.flush()
+        return status
     except UserError as error:
         return _fail(str(error))
     except ModuleNotFoundError as error:
         if (error.name or "gradkit").partition(".")[0] == "gradkit":  # a mistake in here
             raise
         return _fail(f"needs the package {error.name}: pip install 'gradkit[experiments]'")
+    except BrokenPipeError:  # the reader, such as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:  # a full disk, a folder that cannot be written
         return _fail(f"{error.filename or 'the system refuses'}: {error.strerror or error}")
     except KeyboardInterrupt:
@@ -60,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser(
         "run",
         help="train a model from a config file",
-        usage="gradkit run CONFIG [key.path=value ...] [--out FOLDER]\n"
+        usage="gradkit run CONFIG [key.path=value ...] [--out FOLDER] [--dry-run]\n"
         "       gradkit run --resume RUN",
     )
     run.add_argument(
@@ -71,7 +78,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--out", metavar="FOLDER", help="run folder; runs/NAME by default")
     run.add_argument("--resume", metavar="RUN", help="go on with a run from its last checkpoint")
+    run.add_argument(
+        "--dry-run", action="store_true", help="print the config and where each value comes from"
+    )
     run.set_defaults(action=_run, parser=run)
+
+    check = commands.add_parser("check", help="read config files and report every mistake")
+    check.add_argument("files", nargs="+", metavar="FILE", help="a YAML file")
+    check.set_defaults(action=_check, parser=check)
 
     _add_spectrum(commands)
 
@@ -81,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
 
     names = commands.add_parser("list", help="what a config can name, or one name in full")
     names.add_argument("name", nargs="?", metavar="NAME", help="such as adam")
+    names.add_argument("--json", action="store_true", help="for programs to read")
     names.set_defaults(action=_list, parser=names)
     return parser
 
@@ -141,11 +156,15 @@ def _run(parsed: argparse.Namespace, arguments: Sequence[str]) -> int:
             "run: expected a CONFIG file or --resume RUN, got neither; "
             "such as gradkit run configs/digits_adam.yaml"
         )
-    from gradkit.runner.config import load
+    from gradkit.runner.config import explained, resolved
 
     file, *overrides = parsed.words
-    config = load(file, overrides)
+    config, document = resolved(file, overrides)
     folder = Path(parsed.out or Path("runs") / config.name)
+    if parsed.dry_run:
+        there = ", which exists already: name another with --out" if folder.exists() else ""
+        print(f"# would train into {folder}{there}\n{explained(config, document)}", end="")
+        return 0
 
     from gradkit.runner import train
 
@@ -159,6 +178,8 @@ def _run(parsed: argparse.Namespace, arguments: Sequence[str]) -> int:
 def _resume(parsed: argparse.Namespace) -> int:
     if parsed.out is not None:
         raise UserError("--out names a new run folder; --resume goes on in its own: drop --out")
+    if parsed.dry_run:
+        raise UserError("--dry-run is for a CONFIG: a run to resume has its config.yaml")
     if parsed.words:
         raise UserError(
             f"--resume goes on with the run's own config: drop {' '.join(parsed.words)}"
@@ -177,6 +198,21 @@ def _resume(parsed: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         return _interrupted(run.path)
     return _conclude(run.path, summary)
+
+
+def _check(parsed: argparse.Namespace, _: Sequence[str]) -> int:
+    from gradkit.runner.config import load
+
+    problems = []
+    for file in parsed.files:
+        try:
+            load(file)
+            print(f"{file}: good")
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))
+    return 0
 
 
 def _interrupted(folder: Path) -> int:
@@ -273,7 +309,10 @@ def _write_report(folder: Path) -> Path:
 def _list(parsed: argparse.Namespace, _: Sequence[str]) -> int:
     from gradkit.runner import listing
 
-    print(listing.overview() if parsed.name is None else listing.entry(parsed.name))
+    if parsed.json:
+        print(json.dumps(listing.described(parsed.name), indent=2, ensure_ascii=False))
+    else:
+        print(listing.overview() if parsed.name is None else listing.entry(parsed.name))
     return 0
 
 

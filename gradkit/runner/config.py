@@ -17,11 +17,23 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from gradkit.runner.catalog import nearest
-from gradkit.runner.document import Document, Place, describe, read, yaml
+from gradkit.runner.document import Document, Place, describe, lines_of, read, yaml
 from gradkit.runner.errors import UserError
 from gradkit.runner.members import Member, Schedule, as_written, resolve, spelled_out
 
-__all__ = ["Config", "Data", "Member", "Model", "Schedule", "Spectrum", "dump", "load"]
+__all__ = [
+    "Config",
+    "Data",
+    "Member",
+    "Model",
+    "Schedule",
+    "Spectrum",
+    "dump",
+    "expected",
+    "explained",
+    "load",
+    "resolved",
+]
 
 DATA_SETS = {"digits": "1,797 images of 8 × 8 pixels, 10 classes"}
 
@@ -138,16 +150,21 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
     """The config in a YAML file, with overrides applied and every default filled in.
 
     Args:
-        path: the file.
+        path: the file. With `extends: FILE` it says only what differs from that one.
         overrides: `key.path=value` each, the value in YAML; a list's item by its position.
 
     Raises:
         UserError: the file cannot be read, or has problems; the message lists all of them.
     """
+    return resolved(path, overrides)[0]
+
+
+def resolved(
+    path: str | os.PathLike[str], overrides: Sequence[str] = ()
+) -> tuple[Config, Document]:
+    """The config that `load` returns, and the document that it was read from."""
     path = Path(path)
-    document = read(path)
-    if "optimizer" in document.tree:
-        document.tree["optimizer"] = spelled_out(document.tree["optimizer"])
+    document = _extended(path)
     problems: list[tuple[Place, str]] = []
     for number, override in enumerate(overrides):
         place = Place((1, number), f"command line: {override}")
@@ -159,10 +176,55 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
         problems += [_located(detail, document) for detail in error.errors(include_url=False)]
     else:
         if not problems:
-            return config
+            return config, document
     lines = [f"  {place.text}  {problem}" for place, problem in sorted(problems)]
     count = f"{len(lines)} problem{'s' if len(lines) > 1 else ''}"
     raise UserError("\n".join([f"{path}: {count}", *lines]))
+
+
+def _extended(path: Path) -> Document:
+    """The document in a file, on top of the one that it extends."""
+    document = _spelled_out(read(path))
+    if "extends" not in document.tree:
+        return document
+    where = document.place(("extends",)).text
+    base = document.tree.pop("extends")
+    if not isinstance(base, str):
+        raise UserError(
+            f"{where}  extends: expected the path of a config, from the folder of this one; got "
+            f"{describe(base)}"
+        )
+    try:
+        below = _spelled_out(read(path.parent / base, order=-1))
+    except UserError as error:
+        raise UserError(f"{where}  extends: {error}") from None
+    if "extends" in below.tree:
+        raise UserError(
+            f"{where}  extends: {base} extends {below.tree['extends']} itself; expected a config "
+            "that stands by itself: one level keeps it readable"
+        )
+    return document.over(below)
+
+
+def _spelled_out(document: Document) -> Document:
+    if "optimizer" in document.tree:
+        document.tree["optimizer"] = spelled_out(document.tree["optimizer"])
+    return document
+
+
+def explained(config: Config, document: Document) -> str:
+    """A config as `dump` writes it, with the place that each value comes from beside it."""
+    text = dump(config)
+    lines = text.splitlines()
+    width = max(map(len, lines)) + 2
+    places = lines_of(text)
+    sections = {path[:depth] for path, _ in places for depth in range(len(path))}
+    for path, number in places:
+        if path not in sections:
+            written = path if path[0] != "optimizer" else path[:1]  # its defaults are not shown
+            origin = document.place(path).text if document.has(written) else "default"
+            lines[number - 1] = f"{lines[number - 1]:{width}}# {origin}"
+    return "\n".join(lines) + "\n"
 
 
 def dump(config: Config) -> str:
@@ -209,10 +271,10 @@ def _in_plain_words(detail: ErrorDetails) -> str:
     """What pydantic found wrong: the expectation, the value that came, the nearest name."""
     *parents, key = detail["loc"]
     section, field = _field(parents), _field(detail["loc"])
-    keys = _section_fields(section)
+    keys = [*_section_fields(section), *([] if parents else ["extends"])]
     words = _WORDS.get(detail["type"], "{message}, got {got}").format(
         message=detail["msg"],
-        expected=_expected(field) if field else "",
+        expected=expected(field) if field else "",
         description=field.description if field else "",
         got=describe(detail["input"]),
         section=parents[-1] if parents else "a config",
@@ -249,7 +311,7 @@ def _choices(field: FieldInfo | None) -> tuple[str, ...]:
     return get_args(field.annotation)
 
 
-def _expected(field: FieldInfo) -> str:
+def expected(field: FieldInfo) -> str:
     """The values that a field takes: 'a whole number >= 1'."""
     if choices := _choices(field):
         return f"one of {', '.join(choices)}"
@@ -257,10 +319,10 @@ def _expected(field: FieldInfo) -> str:
         return f"a mapping with {', '.join(keys)}"
     if get_origin(field.annotation) is tuple:
         item = FieldInfo.from_annotation(get_args(field.annotation)[0])
-        return f"a list, each item {_expected(item)}"
+        return f"a list, each item {expected(item)}"
     alternatives = get_args(field.annotation)
     if type(None) in alternatives:
-        return f"{_expected(FieldInfo.from_annotation(alternatives[0]))}, or null"
+        return f"{expected(FieldInfo.from_annotation(alternatives[0]))}, or null"
     bounds = [
         f"{sign} {getattr(bound, name)}"
         for bound in field.metadata

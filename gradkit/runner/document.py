@@ -46,7 +46,8 @@ class Place:
     """Where a value was written; sorted, a file's lines come before the command line.
 
     Attributes:
-        order: 0 for the file and 1 for the command line, then the line or the override's number.
+        order: -1 for a file that is extended, 0 for the file and 1 for the command line, then the
+            line or the override's number.
         text: `FILE:LINE` or `command line: OVERRIDE`.
     """
 
@@ -72,6 +73,30 @@ class Document:
             for depth in range(len(path), -1, -1)
             if path[:depth] in self._places
         )
+
+    def has(self, path: KeyPath) -> bool:
+        """Whether there is a value at a path."""
+        node: Any = self.tree
+        for key in path:
+            if key not in (node if isinstance(node, dict) else range(len(node))):
+                return False
+            node = node[key]
+        return True
+
+    def over(self, base: Document) -> Document:
+        """This document on top of another: sections are merged key by key, all else is replaced.
+
+        A section that names another thing, as an optimizer does, takes the place of the whole.
+        """
+        tree, places = dict(base.tree), dict(base._places)
+        for key, new in self.tree.items():
+            old = tree.get(key)
+            merged = isinstance(old, dict) and isinstance(new, dict)
+            merged = merged and new.get("name", old.get("name")) == old.get("name")
+            tree[key] = {**old, **new} if merged else new
+            gone = {(key, inner) for inner in new} if merged else {(key,)}
+            places = {p: place for p, place in places.items() if not {p[:1], p[:2]} & gone}
+        return Document(tree, places | self._places)
 
     def override(self, text: str, place: Place) -> str | None:
         """Apply one `key.path=value`, the value being YAML; missing mappings on the way are made.
@@ -109,8 +134,12 @@ class Document:
         return None
 
 
-def read(path: Path) -> Document:
+def read(path: Path, order: int = 0) -> Document:
     """The document in a file.
+
+    Args:
+        path: the file.
+        order: where its places come among others, see `Place`.
 
     Raises:
         UserError: there is no such file, or it is not UTF-8, not YAML, or not a mapping.
@@ -126,7 +155,7 @@ def read(path: Path) -> Document:
         message = f"expected a mapping of keys to values, got {describe(_plain(node))}"
         raise UserError(f"{path}:{_first_line(node)}  {message}")
     lines = [((), _first_line(node)), *_lines(node)]
-    places = {keys: Place((0, line), f"{path}:{line}") for keys, line in lines}
+    places = {keys: Place((order, line), f"{path}:{line}") for keys, line in lines}
     return Document(_plain(node), places)
 
 
@@ -226,6 +255,11 @@ def _plain(node: Any) -> Any:
 
 def _plain_key(key: Any) -> Any:
     return _plain(key) if isinstance(key, str | int | float) else str(key)
+
+
+def lines_of(text: str) -> list[tuple[KeyPath, int]]:
+    """The line of every key and list item in a YAML text that is well formed, from 1."""
+    return _lines(_parse(text))
 
 
 def _lines(node: Any, path: KeyPath = ()) -> list[tuple[KeyPath, int]]:

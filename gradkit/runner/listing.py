@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import textwrap
-from typing import get_args
+from typing import Any, get_args
 
 from gradkit.runner.catalog import Parameter, catalog, find
-from gradkit.runner.config import DATA_SETS, Model
+from gradkit.runner.config import DATA_SETS, Model, expected
 
 KINDS = ("optimizer", "transformation", "schedule")
+OWN_DATA = {"PATH.npz": "your own: x (examples, features) and y (examples,)"}
+MODELS = get_args(Model.model_fields["name"].annotation)
 
 
 def overview() -> str:
@@ -22,10 +25,9 @@ def overview() -> str:
         lines += [f"  {e.name:24}{e.summary}" for e in ours]
         lines += _wrapped("of optax: " + ", ".join(theirs))
         blocks.append("\n".join(lines))
-    data = DATA_SETS | {"PATH.npz": "your own: x (examples, features) and y (examples,)"}
+    data = DATA_SETS | OWN_DATA
     blocks.append("\n".join(["data sets", *(f"  {name:24}{what}" for name, what in data.items())]))
-    models = get_args(Model.model_fields["name"].annotation)
-    blocks.append("models\n" + "\n".join(f"  {name}" for name in models))
+    blocks.append("\n".join(["models", *(f"  {name}" for name in MODELS)]))
     return "\n\n".join(blocks) + "\n\n`gradkit list NAME` shows a name's arguments."
 
 
@@ -36,15 +38,46 @@ def entry(name: str) -> str:
         UserError: there is no such name; the message has the nearest.
     """
     if name in DATA_SETS:
-        return f"{name}: a data set; write `data: {{source: {name}}}`"
-    found = find(name)
-    lines = [f"{found.name} ({found.kind}, {found.library})", f"  {found.summary}"]
-    if found.source:
-        lines += _wrapped(f"Source: {found.source}")
-    rows = [("argument", "default", "takes"), *map(_argument, found.parameters)]
+        return f"{name}: {DATA_SETS[name]}; write `data: {{source: {name}}}`"
+    if name in MODELS:
+        lines = [f"{name} (model)"]
+        rows = [(p["name"], str(p["default"]), p["takes"]) for p in _model_parameters()]
+    else:
+        found = find(name)
+        lines = [f"{found.name} ({found.kind}, {found.library})", f"  {found.summary}"]
+        lines += _wrapped(f"Source: {found.source}") if found.source else []
+        rows = [_argument(parameter) for parameter in found.parameters]
+    rows.insert(0, ("argument", "default", "takes"))
     names, defaults, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
     lines += ["", *(f"  {a:{names}}  {b:{defaults}}  {c}" for a, b, c in rows)]
     return "\n".join(lines)
+
+
+def described(name: str | None) -> dict[str, Any]:
+    """Returns what `overview`, or for a name `entry`, says, as plain values.
+
+    Raises:
+        UserError: there is no such name; the message has the nearest.
+    """
+    if name is None:
+        by_kind = {
+            f"{kind}s": [dataclasses.asdict(e) for e in catalog().values() if e.kind == kind]
+            for kind in KINDS
+        }
+        return {**by_kind, "data_sets": DATA_SETS | OWN_DATA, "models": list(MODELS)}
+    if name in DATA_SETS:
+        return {"name": name, "kind": "data set", "summary": DATA_SETS[name]}
+    if name in MODELS:
+        return {"name": name, "kind": "model", "parameters": _model_parameters()}
+    return dataclasses.asdict(find(name))
+
+
+def _model_parameters() -> list[dict[str, Any]]:
+    return [
+        {"name": key, "default": field.default, "takes": expected(field)}
+        for key, field in Model.model_fields.items()
+        if key != "name"
+    ]
 
 
 def _argument(parameter: Parameter) -> tuple[str, str, str]:
