@@ -90,11 +90,11 @@ class Document:
         """
         tree, places = dict(base.tree), dict(base._places)
         for key, new in self.tree.items():
-            old = tree.get(key)
-            merged = isinstance(old, dict) and isinstance(new, dict)
-            merged = merged and new.get("name", old.get("name")) == old.get("name")
-            tree[key] = {**old, **new} if merged else new
-            gone = {(key, inner) for inner in new} if merged else {(key,)}
+            old, gone = tree.get(key), {(key,)}
+            tree[key] = new
+            if isinstance(old, dict) and isinstance(new, dict):
+                if new.get("name", old.get("name")) == old.get("name"):
+                    tree[key], gone = {**old, **new}, {(key, inner) for inner in new}
             places = {p: place for p, place in places.items() if not {p[:1], p[:2]} & gone}
         return Document(tree, places | self._places)
 
