@@ -90,11 +90,11 @@ class Document:
         """
         tree, places = dict(base.tree), dict(base._places)
         for key, new in self.tree.items():
-            old, gone = tree.get(key), {(key,)}
-            tree[key] = new
-            if isinstance(old, dict) and isinstance(new, dict):
-                if new.get("name", old.get("name")) == old.get("name"):
-                    tree[key], gone = {**old, **new}, {(key, inner) for inner in new}
+            old = tree.get(key)
+            if isinstance(old, dict) and isinstance(new, dict) and _of_one_name(old, new):
+                tree[key], gone = {**old, **new}, {(key, inner) for inner in new}
+            else:
+                tree[key], gone = new, {(key,)}
             places = {p: place for p, place in places.items() if not {p[:1], p[:2]} & gone}
         return Document(tree, places | self._places)
 
@@ -132,6 +132,10 @@ class Document:
         self._places = {p: old for p, old in self._places.items() if p[: len(path)] != path}
         self._places[path] = place
         return None
+
+
+def _of_one_name(old: dict[Any, Any], new: dict[Any, Any]) -> bool:
+    return new.get("name", old.get("name")) == old.get("name")
 
 
 def read(path: Path, order: int = 0) -> Document:
