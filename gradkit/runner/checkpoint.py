@@ -14,6 +14,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,13 +42,32 @@ def save(folder: Path, step: int, state: PyTree, **meta: Any) -> None:
         step: names the checkpoint.
         state: any pytree of arrays, Python numbers and random keys.
         **meta: what else to keep, as JSON.
+
+    Raises:
+        OSError: it cannot be written, as on a full disk; the others are as they were.
     """
     final = _place(folder, step)
     draft = final.with_name(f".{final.name}.tmp")
     shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    with quiet_orbax() as orbax:
-        orbax.save((draft / "arrays").absolute(), _stored(state))
+    try:
+        draft.mkdir(parents=True)
+        _write(draft, step, state, meta)
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(draft, final)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+
+
+def _write(draft: Path, step: int, state: PyTree, meta: dict[str, Any]) -> None:
+    try:
+        with quiet_orbax() as orbax:
+            orbax.save((draft / "arrays").absolute(), _stored(state))
+    except ValueError as error:  # as which it hands on what the system says
+        if code := re.search(r"os_error_code='(\d+)'", str(error)):
+            number = int(code[1])
+            raise OSError(number, os.strerror(number), str(draft)) from error
+        raise
     structure = {
         "step": step,
         "leaves": [_description(path, leaf) for path, leaf in _leaves(state)],
@@ -55,8 +75,6 @@ def save(folder: Path, step: int, state: PyTree, **meta: Any) -> None:
         "meta": meta,
     }
     record.write_json(draft / STRUCTURE, {"sha256": _fingerprint(structure), **structure})
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(draft, final)
 
 
 def steps(folder: Path) -> list[int]:
@@ -104,7 +122,7 @@ def quiet_orbax() -> Iterator[Any]:
 
     logger = logging.getLogger("absl")
     level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.CRITICAL)  # its errors are raised as well
     try:
         yield v1
     finally:

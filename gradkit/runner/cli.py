@@ -6,8 +6,9 @@ import argparse
 import json
 import os
 import shlex
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from gradkit.runner.errors import UserError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status.
 
-    0 when it did what was asked, 1 when a run diverged, 2 for a mistake in the input, 130 when
-    interrupted.
+    0 when it did what was asked, 1 when a run diverged, 2 for a mistake in the input, 128 and the
+    number of the signal when interrupted: 130 by Ctrl-C.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     parsed = _parse(arguments)
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:  # a full disk, a folder that cannot be written
-        return _fail(f"{error.filename or 'the system refuses'}: {error.strerror or error}")
+        return _fail(_refusal(error))
     except KeyboardInterrupt:
         return _fail("interrupted", status=130)
 
@@ -168,11 +169,7 @@ def _run(parsed: argparse.Namespace, arguments: Sequence[str]) -> int:
 
     from gradkit.runner import train
 
-    try:
-        summary = train.begin(config, folder, command=["gradkit", *arguments])
-    except KeyboardInterrupt:
-        return _interrupted(folder)
-    return _conclude(folder, summary)
+    return _train(folder, lambda: train.begin(config, folder, command=["gradkit", *arguments]))
 
 
 def _resume(parsed: argparse.Namespace) -> int:
@@ -193,11 +190,7 @@ def _resume(parsed: argparse.Namespace) -> int:
 
     from gradkit.runner import train
 
-    try:
-        summary = train.resume(run)
-    except KeyboardInterrupt:
-        return _interrupted(run.path)
-    return _conclude(run.path, summary)
+    return _train(run.path, lambda: train.resume(run))
 
 
 def _check(parsed: argparse.Namespace, _: Sequence[str]) -> int:
@@ -215,16 +208,26 @@ def _check(parsed: argparse.Namespace, _: Sequence[str]) -> int:
     return 0
 
 
-def _interrupted(folder: Path) -> int:
+def _train(folder: Path, training: Callable[[], dict[str, Any]]) -> int:
+    """Trains and tells the end; where it is cut short, how to go on."""
     from gradkit.runner import record
 
+    try:
+        summary = training()
+    except KeyboardInterrupt as error:
+        message, status = "interrupted", 128 + (error.args or (signal.SIGINT,))[0]
+    except OSError as error:  # a full disk
+        message, status = _refusal(error), 2
+    else:
+        return _tell(_write_report(folder), summary)
     begun = (folder / record.CONFIG).is_file()
     words = f"; go on by gradkit run --resume {shlex.quote(str(folder))}" if begun else ""
-    return _fail(f"interrupted{words}", status=130)
+    return _fail(f"{message}{words}", status)
 
 
-def _conclude(folder: Path, summary: dict[str, Any]) -> int:
-    return _tell(_write_report(folder), summary)
+def _refusal(error: OSError) -> str:
+    """What the system would not do."""
+    return f"{error.filename or 'the system refuses'}: {error.strerror or error}"
 
 
 def _tell(page: Path, summary: dict[str, Any]) -> int:

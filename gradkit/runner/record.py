@@ -229,9 +229,11 @@ def append_metrics(path: str | os.PathLike[str], line: dict[str, Any]) -> None:
     A file that a crash cut short must go through `truncate_metrics` first.
     """
     text = json.dumps(_plain(line), allow_nan=False) + "\n"
-    with open(path, "ab") as file:
-        file.write(text.encode("utf-8"))
-        file.flush()
+    try:
+        with open(path, "ab") as file:
+            file.write(text.encode("utf-8"))
+    except OSError as error:  # of a write it does not name the file
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from None
 
 
 def truncate_metrics(path: str | os.PathLike[str], step: int) -> None:

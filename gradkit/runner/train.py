@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib.metadata
 import math
 import os
 import platform
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +22,7 @@ import gradkit as gk
 from gradkit import states, tree
 from gradkit.core import Problem
 from gradkit.curvature.hessian import hessian
-from gradkit.runner import checkpoint, optimizers, record, tasks
+from gradkit.runner import checkpoint, guard, optimizers, record, tasks
 from gradkit.runner.config import Config, dump, load
 from gradkit.runner.data import Batches
 from gradkit.runner.errors import UserError
@@ -128,19 +125,27 @@ def begin(config: Config, folder: Path, command: Sequence[str]) -> dict[str, Any
         raise UserError(
             f"{folder}: cannot be made: {error.strerror}. Name another with --out FOLDER."
         ) from None
-    record.write_json(folder / record.ENV, _environment(setting, command))
-    record.write_text(folder / record.CONFIG, dump(config))
-    return _train(setting, programs, folder, state, step=0, seconds=0.0)
+    with guard.alone(folder):
+        record.write_json(folder / record.ENV, _environment(setting, command))
+        record.write_text(folder / record.CONFIG, dump(config))
+        return _train(setting, programs, folder, state, step=0, seconds=0.0)
 
 
 def resume(run: record.Record) -> dict[str, Any]:
     """Goes on with an unfinished run from its last checkpoint and returns the summary.
 
     Raises:
-        UserError: its data or its config have changed, or its checkpoint is damaged.
-        KeyboardInterrupt: it was interrupted and can be resumed: on a first Ctrl-C from the last
-          complete step, which is saved, else from the last checkpoint.
+        UserError: its data or its config have changed, its checkpoint is damaged, or another
+          process is training in it.
+        KeyboardInterrupt: it was interrupted and can be resumed: on a first Ctrl-C or SIGTERM from
+          the last complete step, which is saved, else from the last checkpoint. Its argument is the
+          number of the signal.
     """
+    with guard.alone(run.path):
+        return _resume(run)
+
+
+def _resume(run: record.Record) -> dict[str, Any]:
     setting, folder = reopen(run), run.path
     if checkpoint.steps(folder / CHECKPOINTS):
         state, step, seconds = state_at(setting, folder)
@@ -283,8 +288,8 @@ def _train(
             folder / CHECKPOINTS, step, state, seconds=elapsed(), origin=_origin(config)
         )
 
-    with Progress("train", setting.steps, "step", done=step) as progress, _patience() as asked:
-        while step < setting.steps and not diverged and not asked.is_set():
+    with Progress("train", setting.steps, "step", done=step) as progress, guard.patience() as asked:
+        while step < setting.steps and not diverged and asked.by is None:
             state, figures = programs.update(state, _batch(setting, step), np.int32(step))
             step += 1
             progress.update(step)
@@ -299,33 +304,12 @@ def _train(
             diverged = not (math.isfinite(line["loss"]) and _finite(state[0]))
             if due(config.checkpoint_every) and not diverged:
                 save()
-        if asked.is_set() and step < setting.steps and not diverged:
+        if asked.by is not None and step < setting.steps and not diverged:
             if _finite(state[0]):
                 save()
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(asked.by)
     status = "diverged" if diverged else "finished"
     return _summarize(folder, status, step, elapsed(), programs.seconds)
-
-
-@contextlib.contextmanager
-def _patience() -> Iterator[threading.Event]:
-    """An event that a first Ctrl-C sets instead of cutting a step; a second one cuts as usual."""
-    asked = threading.Event()
-    before = signal.getsignal(signal.SIGINT)
-
-    def ask(*_):
-        asked.set()
-        signal.signal(signal.SIGINT, before)
-
-    main_thread = threading.current_thread() is threading.main_thread()
-    if before is not signal.default_int_handler or not main_thread:  # another's, or ignored
-        yield asked
-        return
-    signal.signal(signal.SIGINT, ask)
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @jax.jit

@@ -90,7 +90,7 @@ def kept_in(folder):
 
 TRAINED = {
     *("config.yaml", "env.json", "metrics.jsonl", "summary.json", "checkpoints", "plots"),
-    "report.html",
+    *("report.html", ".lock"),
 }
 
 

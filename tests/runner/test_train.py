@@ -12,7 +12,7 @@ import optax
 import pytest
 
 import gradkit as gk
-from gradkit.runner import checkpoint, optimizers, record, subject, train
+from gradkit.runner import checkpoint, guard, optimizers, record, subject, train
 from gradkit.runner.config import Config, dump
 from gradkit.runner.errors import UserError
 
@@ -439,9 +439,9 @@ def test_interrupted_at_the_last_step_it_is_finished(tmp_path, config, monkeypat
 
 @pytest.mark.usefixtures("default_interrupts")
 def test_a_second_interrupt_does_not_wait():
-    with train._patience() as asked:
+    with guard.patience() as asked:
         signal.raise_signal(signal.SIGINT)
-        assert asked.is_set()
+        assert asked.by == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -450,9 +450,9 @@ def test_a_second_interrupt_does_not_wait():
 def test_interrupts_that_are_anothers_business_are_left_alone():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with train._patience() as asked:
+        with guard.patience() as asked:
             assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-            assert not asked.is_set()
+            assert asked.by is None
     finally:
         signal.signal(signal.SIGINT, before)
 
