@@ -86,7 +86,7 @@ def timeless(folder):
 
 
 def drafts(folder):
-    return [path.name for path in folder.rglob(".*")]
+    return [path.name for path in folder.rglob(".*") if path.name != guard.LOCK]
 
 
 PIECES = {"piecewise_constant_schedule": {"init_value": 0.1, "boundaries_and_scales": {6: 0.5}}}
