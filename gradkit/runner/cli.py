@@ -1,8 +1,9 @@
-"""The command line: run, check, spectrum, report, list."""
+"""The command line: run, sweep, compare, check, spectrum, report, list."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import shlex
@@ -87,6 +88,21 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="read config files and report every mistake")
     check.add_argument("files", nargs="+", metavar="FILE", help="a YAML file")
     check.set_defaults(action=_check, parser=check)
+
+    sweep = commands.add_parser(
+        "sweep",
+        help="a run for each combination of values",
+        usage="gradkit sweep CONFIG key.path=value,value... [seed=0:5] [--out FOLDER]",
+    )
+    sweep.add_argument("words", nargs="+", metavar="CONFIG key.path=value,value...")
+    sweep.add_argument("--out", metavar="FOLDER", help="folder of the runs; sweeps/NAME by default")
+    sweep.set_defaults(action=_sweep, parser=sweep)
+
+    compare = commands.add_parser("compare", help="runs side by side, means over their seeds")
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or folders of them")
+    compare.add_argument("--target", metavar="NAME=VALUE", help="what it took to reach this")
+    compare.add_argument("--json", action="store_true", help="for programs to read")
+    compare.set_defaults(action=_compare, parser=compare)
 
     _add_spectrum(commands)
 
@@ -208,6 +224,43 @@ def _check(parsed: argparse.Namespace, _: Sequence[str]) -> int:
     return 0
 
 
+def _sweep(parsed: argparse.Namespace, arguments: Sequence[str]) -> int:
+    from gradkit.runner import compare, record, sweep
+
+    file, *words = parsed.words
+    points = sweep.plan(file, words, Path(parsed.out) if parsed.out else None)
+    again = shlex.join(["gradkit", *arguments])
+
+    from gradkit.runner import train
+
+    try:
+        sweep.run(
+            points,
+            lambda line: print(line, file=sys.stderr),
+            begin=lambda config, folder: train.begin(config, folder, ["gradkit", *arguments]),
+            resume=train.resume,
+        )
+    except KeyboardInterrupt as error:
+        return _fail(f"interrupted; the same command goes on: {again}", _signaled(error))
+    except OSError as error:
+        return _fail(f"{_refusal(error)}; the same command goes on: {again}")
+    records = [record.open_record(point.folder) for point in points]
+    print(compare.table(compare.compared(records)))
+    return 0
+
+
+def _compare(parsed: argparse.Namespace, _: Sequence[str]) -> int:
+    from gradkit.runner import compare
+
+    target = compare.Target.of(parsed.target) if parsed.target else None
+    rows = compare.compared(compare.open_all(parsed.runs), target)
+    if parsed.json:
+        print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2, ensure_ascii=False))
+    else:
+        print(compare.table(rows))
+    return 0
+
+
 def _train(folder: Path, training: Callable[[], dict[str, Any]]) -> int:
     """Trains and tells the end; where it is cut short, how to go on."""
     from gradkit.runner import record
@@ -215,7 +268,7 @@ def _train(folder: Path, training: Callable[[], dict[str, Any]]) -> int:
     try:
         summary = training()
     except KeyboardInterrupt as error:
-        message, status = "interrupted", 128 + (error.args or (signal.SIGINT,))[0]
+        message, status = "interrupted", _signaled(error)
     except OSError as error:  # a full disk
         message, status = _refusal(error), 2
     else:
@@ -223,6 +276,11 @@ def _train(folder: Path, training: Callable[[], dict[str, Any]]) -> int:
     begun = (folder / record.CONFIG).is_file()
     words = f"; go on by gradkit run --resume {shlex.quote(str(folder))}" if begun else ""
     return _fail(f"{message}{words}", status)
+
+
+def _signaled(error: KeyboardInterrupt) -> int:
+    """The exit status of a command that a signal has ended."""
+    return 128 + (error.args or (signal.SIGINT,))[0]
 
 
 def _refusal(error: OSError) -> str:

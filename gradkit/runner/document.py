@@ -261,6 +261,31 @@ def _plain_key(key: Any) -> Any:
     return _plain(key) if isinstance(key, str | int | float) else str(key)
 
 
+def values_in(path: Path) -> Any:
+    """The plain value in a YAML file.
+
+    Raises:
+        UserError: there is no such file, or it is not YAML.
+    """
+    return _value(_read_text(path), str(path))
+
+
+def values_of(text: str, what: str) -> list[Any]:
+    """The plain values in a text with commas between them, in YAML.
+
+    Raises:
+        UserError: it is not YAML; the message begins with `what`.
+    """
+    return _value(f"[{text}]", what)
+
+
+def _value(text: str, what: str) -> Any:
+    try:
+        return _plain(_parse(text))
+    except _MalformedError as error:
+        raise UserError(f"{what}: {error.words}") from None
+
+
 def lines_of(text: str) -> list[tuple[KeyPath, int]]:
     """The line of every key and list item in a YAML text that is well formed, from 1."""
     return _lines(_parse(text))

@@ -1,0 +1,163 @@
+"""A sweep: a run for each combination of values, each in a folder of its own.
+
+    sweeps/NAME/
+      learning_rate=0.001,seed=0/   a run folder
+      learning_rate=0.001,seed=1/   …
+
+The folders are the whole state: started again, a sweep leaves out the runs that have ended and goes
+on with those that have not.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gradkit.runner import record
+from gradkit.runner.config import Config, dump, load
+from gradkit.runner.document import values_of
+from gradkit.runner.errors import UserError
+from gradkit.runner.guard import LOCK
+
+_RANGE = re.compile(r"\s*(\d+):(\d+)\s*")
+_LONGEST = 120  # characters of a folder's name
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of a sweep.
+
+    Attributes:
+        folder: where it is.
+        config: what it trains.
+        overrides: what of the config is its own, as `key.path=value`.
+    """
+
+    folder: Path
+    config: Config
+    overrides: tuple[str, ...]
+
+
+def plan(file: str, words: Sequence[str], folder: Path | None) -> list[Point]:
+    """Returns the runs of a sweep, the last word's values changing fastest.
+
+    Args:
+        file: the config.
+        words: `key.path=value` or `key.path=value,value…` each, the values in YAML; `first:end` is
+            every whole number from the first to the end, which is excluded, as in `seed=0:5`.
+        folder: of the sweep; `sweeps/NAME` by default.
+
+    Raises:
+        UserError: a word is none of these, a point has mistakes, or two would share a folder.
+    """
+    axes = dict(_axis(word) for word in words)
+    if len(axes) < len(words):
+        raise UserError(f"sweep: expected each key once, got {' '.join(words)}")
+    names = _short_names([key for key, values in axes.items() if len(values) > 1])
+    points: list[Point] = []
+    for values in itertools.product(*axes.values()):
+        chosen = dict(zip(axes, values, strict=True))
+        overrides = tuple(f"{key}={json.dumps(value)}" for key, value in chosen.items())
+        config = load(file, overrides)
+        parts = [f"{name}={_plain(chosen[key])}" for key, name in names.items()]
+        name = ",".join(parts) or "run"
+        points.append(Point((folder or Path("sweeps") / config.name) / name, config, overrides))
+    folders = [point.folder for point in points]
+    if shared := [str(one) for one in folders if folders.count(one) > 1]:
+        raise UserError(f"sweep: two points would share {shared[0]}: a value is given twice")
+    if too_long := [one.name for one in folders if len(one.name) > _LONGEST]:
+        raise UserError(
+            f"sweep: {too_long[0]}: a folder's name of {len(too_long[0])} characters, of at most "
+            f"{_LONGEST}; sweep over fewer keys, or put long values into config files"
+        )
+    return points
+
+
+def run(
+    points: Sequence[Point],
+    tell: Callable[[str], None],
+    *,
+    begin: Callable[[Config, Path], Any],
+    resume: Callable[[record.Record], Any],
+) -> None:
+    """Trains what has not ended yet.
+
+    Args:
+        points: the runs.
+        tell: takes a line on what is done next.
+        begin: (config, folder), trains in a new folder.
+        resume: goes on with a run that has begun.
+
+    Raises:
+        UserError: a folder holds the run of another config, which is found before any training.
+    """
+    states = [(point, _state(point)) for point in points]
+    for number, (point, state) in enumerate(states, start=1):
+        where = f"{number} of {len(points)}: {point.folder.name}"
+        if state is None:
+            tell(where)
+            begin(point.config, point.folder)
+        elif state.summary is not None:
+            tell(f"{where}: {state.summary.get('status')} before")
+        else:
+            tell(f"{where}: going on")
+            resume(state)
+
+
+def _state(point: Point) -> record.Record | None:
+    """The run of a point if it has begun."""
+    folder = point.folder
+    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {LOCK, record.ENV}:
+        shutil.rmtree(folder)  # killed before it had a config
+    if not folder.exists():
+        return None
+    found = record.open_record(folder)
+    if found.config_text != dump(point.config):
+        raise UserError(
+            f"{folder}: was begun with another config; name another folder with --out, or delete it"
+        )
+    return found
+
+
+def _axis(word: str) -> tuple[str, list[Any]]:
+    key, equals, written = word.partition("=")
+    if not equals or not key:
+        raise UserError(
+            f"sweep: {word}: expected key.path=value,value…, such as "
+            "optimizer.learning_rate=1e-3,1e-2 or seed=0:5"
+        )
+    if numbers := _RANGE.fullmatch(written):
+        values: list[Any] = list(range(int(numbers[1]), int(numbers[2])))
+    else:
+        values = values_of(written, f"sweep: {key}")
+    if not values:
+        raise UserError(f"sweep: {word}: expected a value or more, got none")
+    return key, values
+
+
+def _short_names(keys: Sequence[str]) -> dict[str, str]:
+    """The shortest ends of dotted keys that tell them apart."""
+
+    def end(key, parts):
+        return ".".join(key.split(".")[-parts:])
+
+    return {
+        key: next(
+            end(key, parts)
+            for parts in range(1, len(key.split(".")) + 1)
+            if [end(other, parts) for other in keys].count(end(key, parts)) == 1
+        )
+        for key in keys
+    }
+
+
+def _plain(value: Any) -> str:
+    """A value as a part of a folder's name."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return re.sub(r"[^\w.+-]+", "_", text).strip("_") or "empty"

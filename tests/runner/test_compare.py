@@ -1,0 +1,128 @@
+"""Runs side by side: grouped by config, with means, standard errors and what a target took."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gradkit.runner import compare, record
+from gradkit.runner.cli import main
+from gradkit.runner.config import dump, load
+from gradkit.runner.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("x.yaml").write_text("optimizer: {name: adam}\n")
+
+
+def run(name, losses, status="finished", **overrides):
+    """A run folder whose test losses are given at steps 10, 20 …"""
+    folder = Path(name)
+    folder.mkdir(parents=True)
+    config = load("x.yaml", [f"{key}={value}" for key, value in overrides.items()])
+    record.write_text(folder / record.CONFIG, dump(config))
+    for number, loss in enumerate(losses, start=1):
+        line = {"step": 10 * number, "time": number / 4, "gradients": 20 * number}
+        line |= {"products": 5, "test_loss": loss, "test_accuracy": 1 - loss}
+        record.append_metrics(folder / record.METRICS, line)
+    if status:
+        record.write_json(folder / record.SUMMARY, {"status": status})
+    return folder
+
+
+def rows(*folders, target=None):
+    found = compare.open_all([str(folder) for folder in folders])
+    return compare.compared(found, compare.Target.of(target) if target else None)
+
+
+def test_seeds_are_one_row_with_mean_and_standard_error():
+    ends = [0.3, 0.4, 0.8]
+    runs = [run(f"r{seed}", [0.9, 0.2, end], seed=seed) for seed, end in enumerate(ends)]
+    (row,) = rows(*runs)
+    assert row.settings == {}
+    assert row.ended == {"finished": 3}
+    final, best = row.figures["test_loss"], row.figures["best_test_loss"]
+    assert final.value == pytest.approx(np.mean(ends))
+    assert final.stderr == pytest.approx(np.std(ends, ddof=1) / 3**0.5)
+    assert (best.value, best.stderr, best.runs) == (pytest.approx(0.2), pytest.approx(0), 3)
+    assert row.figures["best_test_accuracy"].value == pytest.approx(0.8)
+
+
+def test_what_differs_is_named_and_nothing_else():
+    a = run("a", [0.5], epochs=3)
+    b = run("b", [0.5], **{"optimizer.learning_rate": 0.1})
+    c = run("c", [0.5], **{"optimizer.learning_rate": 0.1, "seed": 7})
+    found = rows(a, b, c)
+    assert [row.settings for row in found] == [
+        {"epochs": 3, "optimizer.learning_rate": None},
+        {"epochs": 50, "optimizer.learning_rate": 0.1},
+    ]
+    assert [row.runs for row in found] == [("a",), ("b", "c")]
+
+
+def test_a_target_has_its_price_and_who_reached_it():
+    a, b = run("a", [0.9, 0.4, 0.3]), run("b", [0.9, 0.8, 0.35], seed=1)
+    never = run("never", [0.9], epochs=1)
+    found = rows(a, b, never, target="test_loss=0.5")
+    assert found[0].target["reached"] == 2
+    assert found[0].target["steps"].value == 25
+    assert found[0].target["seconds"].value == pytest.approx(0.625)
+    assert found[0].target["gradients"].value == 55  # a product counts one
+    assert found[1].target == {"reached": 0, "steps": None, "seconds": None, "gradients": None}
+    accuracy = rows(a, b, target="test_accuracy=0.7")[0]
+    assert (accuracy.target["reached"], accuracy.target["steps"].value) == (1, 30)
+    shown = compare.table([accuracy])
+    assert "30 (1 of 2)" in shown
+
+
+def test_unfinished_and_diverged_runs_are_counted_and_have_no_end():
+    good, bad = run("good", [0.5]), run("bad", [0.1], status="diverged", seed=1)
+    cut = run("cut", [0.2], status=None, seed=2)
+    (row,) = rows(good, bad, cut)
+    assert row.ended == {"finished": 1, "diverged": 1, "unfinished": 1}
+    assert row.figures["test_loss"] == compare.Mean(0.5, None, 1)
+    assert "1, 1 diverged, 1 unfinished" in compare.table([row])
+
+
+def test_the_table_marks_the_lowest_and_leaves_out_what_says_nothing():
+    found = rows(run("a", [0.9, 0.5]), run("b", [0.9, 0.4], epochs=3))
+    header, first, second = compare.table(found).splitlines()
+    assert header.split() == ["epochs", "runs", "test_loss", "test_accuracy"]
+    assert "lowest" not in first
+    assert second.endswith("← lowest")
+    (alone,) = rows(run("c", [0.2, 0.5]))
+    assert "best_test_loss" in compare.table([alone])
+    assert "lowest" not in compare.table([alone])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a", "--target", "tst_loss=1"], "no run records 'tst_loss'; they have gradients, produc"),
+        (["a", "--target", "test_loss"], "--target: expected such as train_loss=0.1, got"),
+        (["a", "--target", "test_loss=low"], "--target: expected such as train_loss=0.1, got"),
+        (["absent"], "absent: no such run folder"),
+    ],
+)
+def test_mistakes(arguments, message, capsys):
+    run("a", [0.5])
+    assert main(["compare", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_folder_of_runs_is_all_of_them_and_json_has_all_figures(capsys):
+    run("many/a", [0.5])
+    run("many/b", [0.7], seed=1)
+    assert main(["compare", "many", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["runs"] == ["many/a", "many/b"]
+    assert row["figures"]["test_loss"]["value"] == pytest.approx(0.6)
+    assert row["target"] is None
+
+
+def test_no_target_of_the_name_is_raised_by_the_function_as_well():
+    with pytest.raises(UserError, match="no run records 'loss'"):
+        rows(run("a", [0.5]), target="loss=1")
