@@ -25,7 +25,7 @@ from gradkit.optimizers.differences import (
     seen,
     unit,
 )
-from gradkit.optimizers.stepping import stepping
+from gradkit.optimizers.lengths import stepping
 from gradkit.transforms.line_search import line_search
 from gradkit.transforms.link import Link, link
 

@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 from gradkit import tree
 from gradkit.core import required
-from gradkit.optimizers.stepping import stepping
+from gradkit.optimizers.lengths import stepping
 from gradkit.states import Work
 from gradkit.transforms.line_search import line_search
 from gradkit.transforms.link import Link, link

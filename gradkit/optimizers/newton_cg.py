@@ -11,7 +11,7 @@ import optax
 from gradkit import tree
 from gradkit.core import required
 from gradkit.krylov.cg import cg
-from gradkit.optimizers.stepping import stepping
+from gradkit.optimizers.lengths import stepping
 from gradkit.states import Work
 from gradkit.transforms.line_search import line_search
 from gradkit.transforms.link import Link, link

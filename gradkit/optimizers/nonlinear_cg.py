@@ -21,7 +21,7 @@ from gradkit.optimizers.differences import (
     pair,
     seen,
 )
-from gradkit.optimizers.stepping import stepping
+from gradkit.optimizers.lengths import stepping
 from gradkit.searches.methods import method_named
 from gradkit.transforms.line_search import line_search
 from gradkit.transforms.link import Link, link

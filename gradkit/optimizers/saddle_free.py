@@ -13,7 +13,7 @@ from gradkit import tree
 from gradkit.core import needs_count, needs_params, required
 from gradkit.krylov.models import Reduced, saddle_free_step
 from gradkit.krylov.subspace import grown
-from gradkit.optimizers.stepping import stepping
+from gradkit.optimizers.lengths import stepping
 from gradkit.states import Work
 from gradkit.transforms.line_search import line_search
 from gradkit.transforms.link import Link, link

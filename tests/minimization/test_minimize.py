@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -194,6 +196,14 @@ def test_names_of_scipy_find_the_same():
     assert (named.njev, named.nhev) == (ours.gradients, ours.products)
     assert bool(named.success)
     np.testing.assert_array_equal(named.jac, ours.grad)
+
+
+def test_the_methods_are_the_public_optimizers():
+    index = (pathlib.Path(gk.__file__).parent / "__init__.pyi").read_text()
+    public = set(re.findall(r"from gradkit\.optimizers\.(\w+) import \1 as", index))
+    with pytest.raises(ValueError, match="There are") as error:
+        gk.minimize(rosenbrock, jnp.ones(2), method="none of them")
+    assert set(str(error.value).partition("There are ")[2].split(", ")) == public
 
 
 def test_mistakes_are_named():
