@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gradkit import __version__
+from gradkit.runner import spectrum_options
 from gradkit.runner.errors import UserError
 
 
@@ -51,7 +52,12 @@ def _fail(message: str, status: int = 2) -> int:
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command with its words and options, in whatever order they came."""
-    parsed, rest = _parser().parse_known_args(arguments)
+    parser = _parser()
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what may come next
+        from argcomplete import autocomplete
+
+        autocomplete(parser)
+    parsed, rest = parser.parse_known_args(arguments)
     if "words" in parsed and not any(word.startswith("-") for word in rest):
         parsed.words += rest  # those that follow an option
     elif rest:
@@ -104,65 +110,30 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--json", action="store_true", help="for programs to read")
     compare.set_defaults(action=_compare, parser=compare)
 
-    _add_spectrum(commands)
+    spectrum_options.add(commands, _spectrum)
 
     report = commands.add_parser("report", help="write a run's plots and report.html again")
     report.add_argument("run", metavar="RUN", help="a run folder")
     report.set_defaults(action=_report, parser=report)
 
     names = commands.add_parser("list", help="what a config can name, or one name in full")
-    names.add_argument("name", nargs="?", metavar="NAME", help="such as adam")
+    name = names.add_argument("name", nargs="?", metavar="NAME", help="such as adam")
+    name.completer = _every_name  # pyright: ignore[reportAttributeAccessIssue]
     names.add_argument("--json", action="store_true", help="for programs to read")
     names.set_defaults(action=_list, parser=names)
+
+    completion = commands.add_parser(
+        "completion", help='for your shell: eval "$(gradkit completion bash)"'
+    )
+    completion.add_argument("shell", choices=("bash", "zsh", "fish", "tcsh", "powershell"))
+    completion.set_defaults(action=_completion, parser=completion)
     return parser
 
 
-def _add_spectrum(commands: Any) -> None:
-    spectrum = commands.add_parser(
-        "spectrum",
-        help="Hessian spectrum of a trained model",
-        usage="gradkit spectrum RUN [--checkpoint STEP] [options]\n"
-        "       gradkit spectrum --task FILE.py:FUNCTION [--params FILE] [--out FOLDER] [options]",
-    )
-    spectrum.add_argument("run", nargs="?", metavar="RUN", help="a run folder")
-    add = spectrum.add_argument
-    add("--checkpoint", type=_step, metavar="STEP", help="a step, or all; the last by default")
-    add("--task", metavar="FILE.py:FUNCTION", help="returns (problem, params, batch)")
-    add("--params", metavar="FILE", help="parameters: an .npz file, or a folder of orbax")
-    add("--out", metavar="FOLDER", help="folder for --task; spectra/NAME by default")
-    add("--operator", choices=_OPERATORS, default="hessian", help="the Hessian by default")
-    add("--likelihood", choices=_LIKELIHOODS, help="of the outputs, for fisher with --task")
-    add("--blocks", action="store_true", help="the diagonal block of each layer as well")
-    add("--top", type=_count, metavar="K", help="largest eigenvalues to find")
-    add("--bottom", type=_count, metavar="K", help="smallest eigenvalues to find")
-    add("--density", action=argparse.BooleanOptionalAction, default=True, help="on by default")
-    add("--data", type=_data, metavar="PART", help="train, test, or so many examples, drawn")
-    add("--micro-batch", type=_count, metavar="N", help="most examples in memory at a time")
-    spectrum.set_defaults(action=_spectrum, parser=spectrum)
+def _every_name(**_: Any) -> list[str]:
+    from gradkit.runner import listing
 
-
-_OPERATORS = ("hessian", "gauss_newton", "fisher", "empirical_fisher")
-_LIKELIHOODS = ("categorical", "bernoulli", "normal")
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number >= 1, got {text!r}")
-    return int(text)
-
-
-def _step(text: str) -> str:
-    if text not in ("last", "all") and not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected a step, all or last, got {text!r}")
-    return text
-
-
-def _data(text: str) -> str:
-    if text not in ("train", "test") and not text.isdecimal():
-        raise argparse.ArgumentTypeError(
-            f"expected train, test or a number of examples, got {text!r}"
-        )
-    return text
+    return listing.every_name()
 
 
 def _run(parsed: argparse.Namespace, arguments: Sequence[str]) -> int:
@@ -303,7 +274,7 @@ def _tell(page: Path, summary: dict[str, Any]) -> int:
 
 
 def _spectrum(parsed: argparse.Namespace, arguments: Sequence[str]) -> int:
-    _check_spectrum_options(parsed)
+    spectrum_options.check(parsed)
     from gradkit.runner import record
 
     run = None if parsed.run is None else record.open_record(parsed.run)
@@ -336,25 +307,6 @@ def _spectrum(parsed: argparse.Namespace, arguments: Sequence[str]) -> int:
     return 0
 
 
-def _check_spectrum_options(parsed: argparse.Namespace) -> None:
-    """Refuses options that do not go together."""
-    if (parsed.run is None) == (parsed.task is None):
-        got = "neither" if parsed.run is None else "both"
-        raise UserError(f"spectrum: expected a RUN folder or --task FILE.py:FUNCTION, got {got}")
-    if parsed.task is not None:
-        if parsed.checkpoint is not None:
-            raise UserError("--checkpoint is for a RUN; --params names the parameters of a task")
-        if parsed.data in ("train", "test"):
-            raise UserError(
-                f"--data {parsed.data} is for a RUN: a task returns one batch, of which --data N "
-                "draws N examples"
-            )
-        return
-    for name in ("params", "out", "likelihood"):
-        if getattr(parsed, name) is not None:
-            raise UserError(f"--{name} goes with --task, not with a RUN: drop --{name}")
-
-
 def _report(parsed: argparse.Namespace, _: Sequence[str]) -> int:
     print(_write_report(Path(parsed.run)))
     return 0
@@ -365,6 +317,13 @@ def _write_report(folder: Path) -> Path:
     from gradkit.runner.record import open_record
 
     return write_report(open_record(folder))
+
+
+def _completion(parsed: argparse.Namespace, _: Sequence[str]) -> int:
+    from argcomplete.shell_integration import shellcode
+
+    print(shellcode(["gradkit"], shell=parsed.shell))
+    return 0
 
 
 def _list(parsed: argparse.Namespace, _: Sequence[str]) -> int:

@@ -53,6 +53,11 @@ def entry(name: str) -> str:
     return "\n".join(lines)
 
 
+def every_name() -> list[str]:
+    """Returns whatever `entry` knows."""
+    return [*catalog(), *DATA_SETS, *MODELS]
+
+
 def described(name: str | None) -> dict[str, Any]:
     """Returns what `overview`, or for a name `entry`, says, as plain values.
 

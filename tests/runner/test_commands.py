@@ -1,6 +1,7 @@
 """Commands that only look: what a config says, what it means, and what it can name."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -95,3 +96,21 @@ def test_a_reader_that_has_enough_is_no_mistake():
     listing.stdout.close()
     assert (listing.stderr.read(), listing.wait()) == (b"", 0)
     listing.stderr.close()
+
+
+def test_a_shell_completes_commands_and_names():
+    script = subprocess.run([*COMMAND, "completion", "bash"], capture_output=True, text=True)
+    assert "complete -o nospace" in script.stdout
+    asked = {
+        "gradkit swe": ["sweep"],
+        "gradkit list adam_": [],
+        "gradkit list adam": ["adam", "adamw"],
+        "gradkit run --dr": ["--dry-run"],
+    }
+    for line, answers in asked.items():
+        asking = {"COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE_IFS": "\n"}
+        asking |= {"_ARGCOMPLETE": "1", "_ARGCOMPLETE_STDOUT_FILENAME": "answers"}
+        environment = os.environ | asking
+        subprocess.run(COMMAND, env=environment, check=True)
+        found = [answer.strip() for answer in Path("answers").read_text().splitlines()]
+        assert found == answers

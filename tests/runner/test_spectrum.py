@@ -33,7 +33,7 @@ epochs: 2
 checkpoint_every: 6
 spectrum: {top: 3, bottom: 2, probes: 4, steps: 10}
 """
-FILES = {"config.yaml", "env.json", "metrics.jsonl", "summary.json", "checkpoints"}
+FILES = {"config.yaml", "env.json", "metrics.jsonl", "summary.json", "checkpoints", ".lock"}
 PARAMETERS, EXAMPLES = 27, 72
 
 

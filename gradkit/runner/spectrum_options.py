@@ -1,0 +1,77 @@
+"""The options of `gradkit spectrum`, and which of them go together."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from gradkit.runner.errors import UserError
+
+
+def add(commands: Any, action: Callable[..., int]) -> None:
+    """Adds the command to those of a parser."""
+    spectrum = commands.add_parser(
+        "spectrum",
+        help="Hessian spectrum of a trained model",
+        usage="gradkit spectrum RUN [--checkpoint STEP] [options]\n"
+        "       gradkit spectrum --task FILE.py:FUNCTION [--params FILE] [--out FOLDER] [options]",
+    )
+    spectrum.add_argument("run", nargs="?", metavar="RUN", help="a run folder")
+    add = spectrum.add_argument
+    add("--checkpoint", type=_step, metavar="STEP", help="a step, or all; the last by default")
+    add("--task", metavar="FILE.py:FUNCTION", help="returns (problem, params, batch)")
+    add("--params", metavar="FILE", help="parameters: an .npz file, or a folder of orbax")
+    add("--out", metavar="FOLDER", help="folder for --task; spectra/NAME by default")
+    add("--operator", choices=_OPERATORS, default="hessian", help="the Hessian by default")
+    add("--likelihood", choices=_LIKELIHOODS, help="of the outputs, for fisher with --task")
+    add("--blocks", action="store_true", help="the diagonal block of each layer as well")
+    add("--top", type=_count, metavar="K", help="largest eigenvalues to find")
+    add("--bottom", type=_count, metavar="K", help="smallest eigenvalues to find")
+    add("--density", action=argparse.BooleanOptionalAction, default=True, help="on by default")
+    add("--data", type=_data, metavar="PART", help="train, test, or so many examples, drawn")
+    add("--micro-batch", type=_count, metavar="N", help="most examples in memory at a time")
+    spectrum.set_defaults(action=action, parser=spectrum)
+
+
+_OPERATORS = ("hessian", "gauss_newton", "fisher", "empirical_fisher")
+_LIKELIHOODS = ("categorical", "bernoulli", "normal")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number >= 1, got {text!r}")
+    return int(text)
+
+
+def _step(text: str) -> str:
+    if text not in ("last", "all") and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a step, all or last, got {text!r}")
+    return text
+
+
+def _data(text: str) -> str:
+    if text not in ("train", "test") and not text.isdecimal():
+        raise argparse.ArgumentTypeError(
+            f"expected train, test or a number of examples, got {text!r}"
+        )
+    return text
+
+
+def check(parsed: argparse.Namespace) -> None:
+    """Refuses options that do not go together."""
+    if (parsed.run is None) == (parsed.task is None):
+        got = "neither" if parsed.run is None else "both"
+        raise UserError(f"spectrum: expected a RUN folder or --task FILE.py:FUNCTION, got {got}")
+    if parsed.task is not None:
+        if parsed.checkpoint is not None:
+            raise UserError("--checkpoint is for a RUN; --params names the parameters of a task")
+        if parsed.data in ("train", "test"):
+            raise UserError(
+                f"--data {parsed.data} is for a RUN: a task returns one batch, of which --data N "
+                "draws N examples"
+            )
+        return
+    for name in ("params", "out", "likelihood"):
+        if getattr(parsed, name) is not None:
+            raise UserError(f"--{name} goes with --task, not with a RUN: drop --{name}")
