@@ -209,9 +209,7 @@ def solved(names: list[str]) -> None:
         there = [
             solves(p, r) and r.spent <= BUDGET * 1.02 for p, r in zip(every, runs, strict=True)
         ]
-        false = [
-            p.name for p, r, ok in zip(every, runs, there, strict=True) if r.claimed and not ok
-        ]
+        false = [p.name for p, r in zip(every, runs, strict=True) if r.claimed and not solves(p, r)]
         spent = np.median([r.spent for r, ok in zip(runs, there, strict=True) if ok])
         share = 100 * sum(there) / len(every)
         close = 100 * np.mean([nearly(p, r) for p, r in zip(every, runs, strict=True)])
