@@ -137,7 +137,7 @@ def optax_lbfgs(problem: problems.Unconstrained) -> Run:
         norm = jnp.max(jnp.abs(grad))
         best = jax.tree.map(lambda a, b: jnp.where(value < best[0], a, b), (value, norm), best)
         updates, state = tx.update(grad, state, x, value=value, grad=grad, value_fn=problem.fun)
-        trials = state[-1].info.num_linesearch_steps
+        trials = jnp.asarray(state[-1].info.num_linesearch_steps, jnp.int32)
         return optax.apply_updates(x, updates), state, best, spent + trials
 
     def go_on(carry):

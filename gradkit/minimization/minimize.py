@@ -51,7 +51,7 @@ SCIPY = {
     "newton-cg": ("newton_cg", {}),
     "trust-ncg": ("trust_region", {"solver": "steihaug"}),
     "trust-krylov": ("trust_region", {"solver": "gltr"}),
-    "trust-exact": ("trust_region", {}),
+    "trust-exact": ("trust_region", {"solver": "gltr", "tol": 1e-3}),
 }
 
 
