@@ -36,12 +36,10 @@ class Point:
     Attributes:
         folder: where it is.
         config: what it trains.
-        overrides: what of the config is its own, as `key.path=value`.
     """
 
     folder: Path
     config: Config
-    overrides: tuple[str, ...]
 
 
 def plan(file: str, words: Sequence[str], folder: Path | None) -> list[Point]:
@@ -63,11 +61,10 @@ def plan(file: str, words: Sequence[str], folder: Path | None) -> list[Point]:
     points: list[Point] = []
     for values in itertools.product(*axes.values()):
         chosen = dict(zip(axes, values, strict=True))
-        overrides = tuple(f"{key}={json.dumps(value)}" for key, value in chosen.items())
-        config = load(file, overrides)
+        config = load(file, [f"{key}={json.dumps(value)}" for key, value in chosen.items()])
         parts = [f"{name}={_plain(chosen[key])}" for key, name in names.items()]
         name = ",".join(parts) or "run"
-        points.append(Point((folder or Path("sweeps") / config.name) / name, config, overrides))
+        points.append(Point((folder or Path("sweeps") / config.name) / name, config))
     folders = [point.folder for point in points]
     if shared := [str(one) for one in folders if folders.count(one) > 1]:
         raise UserError(f"sweep: two points would share {shared[0]}: a value is given twice")

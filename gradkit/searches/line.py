@@ -122,11 +122,7 @@ def along(
         state = method.step(state, trial)
         finite = sound(trial) if method.slopes else jnp.isfinite(trial.value)
         kept = state.satisfied | (finite & (trial.value < found.trial.value))
-
-        def choose(new, old):
-            return optax.tree.where(kept, new, old)
-
-        best, beside = choose((trial, here), (found.trial, found.carried))
+        best, beside = optax.tree.where(kept, (trial, here), (found.trial, found.carried))
         return state, Found(best, beside, found.trials + 1, state.satisfied)
 
     none = Found(start, carried, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
