@@ -228,6 +228,11 @@ def _apply(A: Operator, v: PyTree) -> PyTree:
 def _holds_convolution(structure: Any, leaves: tuple, domain: tree.Shapes) -> bool:
     matvec = structure.unflatten([jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
     jaxpr = jax.make_jaxpr(lambda matvec, v: matvec(v))(matvec, domain.unflatten())
+    return holds_convolution(jaxpr)
+
+
+def holds_convolution(jaxpr: Any) -> bool:
+    """Whether there is a convolution in a jaxpr, which a CPU is slow at inside a compiled loop."""
     return "conv_general_dilated" in _primitives(jaxpr)
 
 

@@ -19,7 +19,10 @@ from typing import Any
 from gradkit.runner.errors import UserError
 from gradkit.runner.sources import Definition, definition, last_part, names, text
 
-PLACES = ("gradkit", "optax", "optax.transforms", "optax.schedules", "optax.contrib")
+PLACES = (
+    *("gradkit", "optax", "optax.transforms", "optax.schedules", "optax.contrib"),
+    *("gradkit.runner.data.named", "gradkit.runner.data.files", "gradkit.runner.surfaces"),
+)
 """The namespaces searched for a name, in this order."""
 
 _KINDS = {
@@ -36,6 +39,7 @@ _KINDS = {
 _SOURCE = re.compile(r"^[ ]*Source:\s*(.+(?:\n[ ]++(?!\w+:\s).+)*)", re.MULTILINE)
 _SEQUENCES = {"tuple", "list", "Tuple", "List", "Sequence", "Iterable"}
 _MAPPINGS = {"dict", "Dict", "Mapping"}
+_RETURNED = {"Schedule": "schedule", "Examples": "data set", "Task": "task"}
 _COVERED = {  # a kind, and those that need no mention beside it
     "rate": {"number", "int", "schedule"},
     "number": {"int"},
@@ -80,7 +84,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Entry:
-    """One factory of an optimizer, a transformation or a schedule.
+    """One factory of an optimizer, a transformation, a schedule, a data set or a task.
 
     Attributes:
         name: the one name that always means this factory: `adam` (gradkit's), `optax.adam`,
@@ -88,7 +92,7 @@ class Entry:
         library: gradkit or optax.
         module: the public module to import it from.
         attribute: its name there.
-        kind: optimizer, transformation or schedule.
+        kind: optimizer, transformation, schedule, data set or task.
         parameters: its arguments in order.
         summary: the docstring's first line.
         source: what the docstring's `Source:` names, None without one.
@@ -186,7 +190,7 @@ def _entry(place: str, attribute: str) -> Entry | None:
         return None
     if place.startswith("optax.") and definition("optax", attribute) == function:
         return _entry("optax", attribute)
-    prefix = {"gradkit": "", "optax": "optax."}.get(place, place.removeprefix("optax.") + ".")
+    prefix = f"{place.removeprefix('optax.')}." if place.startswith("optax") else ""
     doc = ast.get_docstring(function.node, clean=False) or ""
     source = _SOURCE.search(doc)
     return Entry(
@@ -202,13 +206,13 @@ def _entry(place: str, attribute: str) -> Entry | None:
 
 
 def _entry_kind(function: Definition) -> str | None:
-    """optimizer, transformation or schedule; None for any other function."""
+    """optimizer, transformation, schedule, data set or task; None for any other function."""
     node = function.node
     returned = last_part(_returned(function))
     if node.args.vararg or node.args.kwarg:  # not writable as keys
         return None
-    if returned == "Schedule":
-        return "schedule"
+    if returned in _RETURNED:
+        return _RETURNED[returned]
     if not returned.startswith(("GradientTransformation", "Link")):
         return None
     if node.name.startswith("scale_by_"):

@@ -84,6 +84,12 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(child.name) for child in folder.iterdir() if child.name.isdecimal())
 
 
+def keep_only(folder: Path, step: int) -> None:
+    """Removes every checkpoint but one."""
+    for other in set(steps(folder)) - {step}:
+        shutil.rmtree(_place(folder, other))
+
+
 def restore(folder: Path, step: int, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
     """Returns the state of a checkpoint, bit for bit, and what was kept beside it.
 
@@ -171,10 +177,11 @@ def _description(path: str, leaf: Any) -> dict[str, Any]:
 def _hashes(folder: Path) -> dict[str, str]:
     """SHA-256 of every file below a folder, by relative path."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): _hash(path) for path in files}
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
 
 
-def _hash(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Returns the hash of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -266,10 +266,16 @@ def _tell(page: Path, summary: dict[str, Any]) -> int:
             f"optimizer.learning_rate or clip the gradient; what happened is in {page}",
             status=1,
         )
-    print(
-        f"test accuracy {summary['test_accuracy']:.4f}, test loss {summary['test_loss']:.4f} "
-        f"after {summary['steps']} steps in {summary['seconds']:.1f} s\n{page}"
-    )
+    tests = [(name, value) for name, value in summary.items() if name.startswith("test_")]
+    figures = [
+        f"{name.replace('_', ' ')} {value:.4f}"
+        for name, value in sorted(tests, key=lambda item: item[0] == "test_loss")
+        if value is not None
+    ]
+    spent = f"after {summary['steps']} steps in {summary['seconds']:.1f} s"
+    print(f"{', '.join(figures)} {spent}\n{page}")
+    if best := summary.get("best"):
+        print(f"best {best['metric']} {best['value']:.4f} at step {best['step']}, kept in best/")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""A run's config: its schema with every default, and how it is read and written.
+"""A run's config: how it is read and written.
 
 All problems of a file are reported at once, each with the place it was written at, and before JAX
 is imported.
@@ -10,16 +10,17 @@ import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Literal, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
+from pydantic_core import ErrorDetails
 
 from gradkit.runner.catalog import nearest
 from gradkit.runner.document import Document, Place, describe, lines_of, read, yaml
 from gradkit.runner.errors import UserError
-from gradkit.runner.members import Member, Schedule, as_written, resolve, spelled_out
+from gradkit.runner.members import Member, Schedule, as_written, spelled_out
+from gradkit.runner.schema import Config, Data, Model, Spectrum
 
 __all__ = [
     "Config",
@@ -34,116 +35,6 @@ __all__ = [
     "load",
     "resolved",
 ]
-
-DATA_SETS = {"digits": "1,797 images of 8 × 8 pixels, 10 classes"}
-
-
-def _problem(message: str) -> PydanticCustomError:
-    return PydanticCustomError("problem", "{message}", {"message": message})
-
-
-def _run_name(name: str) -> str:
-    if not name or name.startswith(".") or set(name) & set("/\\") or not name.isprintable():
-        raise _problem(f"expected a name that can name a folder, got {describe(name)}")
-    return name
-
-
-def _data_source(source: str) -> str:
-    if source in DATA_SETS or source.endswith(".npz"):
-        return source
-    expected = f"expected {' or '.join(DATA_SETS)}, or a path ending in .npz"
-    hint = nearest(source, DATA_SETS).strip()
-    raise _problem(f"{expected}, got {describe(source)}" + (f"; {hint}" if hint else ""))
-
-
-def _members(value: Any) -> tuple[Member, ...]:
-    members, problems = resolve(value)
-    if problems:
-        details = [
-            InitErrorDetails(type=_problem(message), loc=path, input=value)
-            for path, message in problems
-        ]
-        raise ValidationError.from_exception_data("optimizer", details)
-    return members
-
-
-_Whole = Annotated[int, Field(ge=1)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class Data(_Section):
-    """What the model learns from."""
-
-    source: Annotated[str, AfterValidator(_data_source)] = Field(
-        default="digits", description="name of a built-in data set, or path of an .npz with x and y"
-    )
-    test_fraction: float = Field(
-        default=0.2, gt=0, lt=1, description="share of the examples held out for testing"
-    )
-    examples: _Whole | None = Field(
-        default=None, description="how many of the others to learn from, the first; null for all"
-    )
-    standardize: bool = Field(
-        default=False, description="scale features to mean 0 and deviation 1 in training"
-    )
-
-
-class Model(_Section):
-    """What learns."""
-
-    name: Literal["mlp"] = Field(default="mlp", description="kind of model")
-    hidden: Annotated[tuple[_Whole, ...], Field(strict=False)] = Field(
-        default=(32,), description="width of each hidden layer [units]"
-    )
-    activation: Literal["relu", "tanh", "gelu", "sigmoid", "silu", "elu", "softplus"] = Field(
-        default="relu", description="nonlinearity after each hidden layer"
-    )
-
-
-class Spectrum(_Section):
-    """How the Hessian of the trained model is looked at."""
-
-    top: _Whole = Field(default=5, description="largest eigenvalues to find [eigenpairs]")
-    bottom: _Whole = Field(default=5, description="smallest eigenvalues to find [eigenpairs]")
-    probes: _Whole = Field(default=10, description="random vectors behind the density [vectors]")
-    steps: _Whole = Field(default=80, description="Lanczos steps from each probe [products]")
-    tol: float = Field(
-        default=1e-5,
-        gt=0,
-        allow_inf_nan=False,
-        description="residual of a converged eigenpair, relative to the largest one found",
-    )
-
-
-class Config(_Section):
-    """One run, in the order in which data meet it."""
-
-    name: Annotated[str, AfterValidator(_run_name)] = Field(
-        default="run", description="name of the run; the config file's name when absent"
-    )
-    seed: int = Field(default=0, ge=0, lt=2**32, description="source of all randomness in the run")
-    data: Data = Field(default=Data(), description="what the model learns from")
-    model: Model = Field(default=Model(), description="what learns")
-    loss: Literal["cross_entropy", "squared_error"] = Field(
-        default="cross_entropy",
-        description="mean over the examples; squared_error is half that to one-hot classes",
-    )
-    optimizer: Annotated[tuple[Member, ...], PlainValidator(_members)] = Field(
-        description="one optimizer, or the members of a chain in order"
-    )
-    batch_size: _Whole = Field(default=64, description="batch of one step [examples]")
-    epochs: _Whole = Field(default=50, description="passes over the training set [epochs]")
-    log_every: _Whole = Field(default=20, description="between two records of the loss [steps]")
-    evaluate_every: _Whole = Field(default=100, description="between two tests [steps]")
-    checkpoint_every: _Whole = Field(default=200, description="between two checkpoints [steps]")
-    sharpness_every: _Whole | None = Field(
-        default=None,
-        description="between two measurements of the sharpness [steps]; null for none",
-    )
-    spectrum: Spectrum = Field(default=Spectrum(), description="how the Hessian is looked at")
 
 
 def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
@@ -175,6 +66,7 @@ def resolved(
     except ValidationError as error:
         problems += [_located(detail, document) for detail in error.errors(include_url=False)]
     else:
+        problems += _beside_a_task(config, document)
         if not problems:
             return config, document
     lines = [f"  {place.text}  {problem}" for place, problem in sorted(problems)]
@@ -207,9 +99,21 @@ def _extended(path: Path) -> Document:
 
 
 def _spelled_out(document: Document) -> Document:
-    if "optimizer" in document.tree:
-        document.tree["optimizer"] = spelled_out(document.tree["optimizer"])
+    data = document.tree.get("data")
+    named = [(document.tree, "optimizer"), (document.tree, "task"), (data, "source")]
+    for section, key in named:
+        if isinstance(section, dict) and key in section:
+            section[key] = spelled_out(section[key])
     return document
+
+
+def _beside_a_task(config: Config, document: Document) -> list[tuple[Place, str]]:
+    """What a task leaves no room for."""
+    written = [key for key in ("model", "loss") if document.has((key,))]
+    return [
+        (document.place((key,)), f"{key}: task {config.task.name} brings its own; drop one of both")
+        for key in (written if config.task else ())
+    ]
 
 
 def explained(config: Config, document: Document) -> str:
@@ -228,12 +132,14 @@ def explained(config: Config, document: Document) -> str:
 
 
 def dump(config: Config) -> str:
-    """A config as YAML with every field written; `load` of the text gives an equal config."""
+    """A config as YAML with every field that it uses; `load` of the text gives an equal config."""
     members = [as_written(member) for member in config.optimizer]
-    tree = config.model_dump(mode="json", exclude={"optimizer"})
+    unused = {"model", "loss"} if config.task else set()
+    tree = config.model_dump(mode="json", exclude={"optimizer", *unused})
     tree = {
         name: (members[0] if len(members) == 1 else members) if name == "optimizer" else tree[name]
         for name in Config.model_fields
+        if name not in unused
     }
     text = io.StringIO()
     yaml().dump(tree, text)
@@ -306,15 +212,15 @@ def _section_fields(field: FieldInfo | None) -> dict[str, FieldInfo]:
 
 
 def _choices(field: FieldInfo | None) -> tuple[str, ...]:
-    if field is None or get_origin(field.annotation) is not Literal:
-        return ()
-    return get_args(field.annotation)
+    kinds = [field.annotation, *get_args(field.annotation)] if field else []
+    return next((get_args(kind) for kind in kinds if get_origin(kind) is Literal), ())
 
 
 def expected(field: FieldInfo) -> str:
     """The values that a field takes: 'a whole number >= 1'."""
     if choices := _choices(field):
-        return f"one of {', '.join(choices)}"
+        null = ", or null" if type(None) in get_args(field.annotation) else ""
+        return f"one of {', '.join(choices)}{null}"
     if keys := _section_fields(field):
         return f"a mapping with {', '.join(keys)}"
     if get_origin(field.annotation) is tuple:

@@ -9,39 +9,25 @@ A task file holds a function that returns `(problem, params, batch)`:
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
-import os
-import sys
-import sysconfig
-import traceback
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-import gradkit as gk
 from gradkit.core import Problem, as_problem
-from gradkit.runner import checkpoint
+from gradkit.runner import checkpoint, imported
 from gradkit.runner.catalog import nearest
 from gradkit.runner.errors import UserError
 from gradkit.tree import path_name
 
 PyTree = Any
 
-_EXPECTED = "expected FILE.py:FUNCTION or MODULE:FUNCTION"
 _RETURNS = "a task returns (problem, params, batch)"
-_NOT_THE_USERS = (
-    str(Path(gk.__file__).parent),
-    *(sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib")),
-)
 
 
 class Model(NamedTuple):
@@ -69,18 +55,21 @@ def load(spec: str, params_file: str | None) -> Model:
     file = None if params_file is None else Path(params_file)
     if file is not None and not file.exists():
         raise UserError(f"--params: no such file {file}")
-    function, source = _function(spec)
+    function, source = imported.imported(spec, "--task")
+    if not callable(function):
+        what = imported.described(function)
+        raise UserError(f"--task: {spec}: expected a function, got {what}")
     reads = _takes_file(spec, function)
     if reads and file is None:
         raise UserError(f"{spec} takes a file of parameters: name it by --params FILE")
-    with _told(source, f"{spec} fails"):
+    with imported.told(source, f"{spec} fails"):
         returned = function(file) if reads else function()
     if not isinstance(returned, tuple) or len(returned) != 3:
-        raise UserError(f"{spec}: {_RETURNS}, got {_described(returned)}")
+        raise UserError(f"{spec}: {_RETURNS}, got {imported.described(returned)}")
     problem, params, batch = returned
     if not reads and file is not None:
         params = restored(file, params)
-    with _told(source, f"{spec}: the loss cannot be evaluated"):
+    with imported.told(source, f"{spec}: the loss cannot be evaluated"):
         problem = as_problem(problem)
         params, batch = jax.tree.map(jnp.asarray, (params, batch))
         jax.eval_shape(problem.value, params, batch)
@@ -149,7 +138,7 @@ def _arrays(file: Path) -> dict[str, Any]:
         with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except Exception as error:  # zip, zlib and numpy each have their own for a damaged file
-        raise UserError(f"{file}: not a readable .npz file: {_first_line(error)}") from None
+        raise UserError(f"{file}: not a readable .npz file: {imported.first_line(error)}") from None
 
 
 def _checkpoint(folder: Path) -> dict[str, Any]:
@@ -159,54 +148,10 @@ def _checkpoint(folder: Path) -> dict[str, Any]:
             tree = orbax.load(folder.absolute())
     except Exception as error:  # orbax has a dozen kinds
         raise UserError(
-            f"{folder}: not a readable orbax checkpoint: {_first_line(error)}"
+            f"{folder}: not a readable orbax checkpoint: {imported.first_line(error)}"
         ) from None
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {path_name(path): leaf for path, leaf in leaves}
-
-
-def _function(spec: str) -> tuple[Callable[..., Any], Path]:
-    """The function of a user's that a text such as `file.py:task` names, and its file."""
-    place, colon, name = spec.rpartition(":")
-    if not colon or not place or not name:
-        raise UserError(f"--task: {_EXPECTED}, got {spec!r}")
-    module, source = _of_file(Path(place)) if place.endswith(".py") else _of_module(place)
-    function = getattr(module, name, None)
-    if function is None:
-        names = [n for n, value in vars(module).items() if callable(value) and n[0] != "_"]
-        raise UserError(f"--task: {place} has no {name}; {nearest(name, names)}".rstrip("; "))
-    if not callable(function):
-        raise UserError(f"--task: {spec}: expected a function, got {_described(function)}")
-    return function, source
-
-
-def _of_file(path: Path) -> tuple[ModuleType, Path]:
-    if not path.is_file():
-        near = nearest(path.name, [p.name for p in path.parent.glob("*.py")])
-        raise UserError(f"--task: no such file {path}; {near}".rstrip("; "))
-    found = importlib.util.spec_from_file_location(f"gradkit_task_{path.stem}", path)
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    sys.modules[found.name] = module
-    sys.path.insert(0, str(path.parent.absolute()))
-    with _told(path, f"{path} cannot be imported"):
-        found.loader.exec_module(module)
-    return module, path
-
-
-def _of_module(name: str) -> tuple[ModuleType, Path]:
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        found = importlib.util.find_spec(name)
-    except (ImportError, ValueError):  # a package above it that is missing, or no name at all
-        found = None
-    if found is None:
-        hint = f"; for a file write {name}.py:FUNCTION" if Path(f"{name}.py").is_file() else ""
-        raise UserError(f"--task: no module named {name!r} from here{hint}; {_EXPECTED}")
-    source = Path(found.origin or name)
-    with _told(source, f"{name} cannot be imported"):
-        return importlib.import_module(name), source
 
 
 def _takes_file(spec: str, function: Callable[..., Any]) -> bool:
@@ -218,33 +163,3 @@ def _takes_file(spec: str, function: Callable[..., Any]) -> bool:
             f"{', '.join(p.name for p in needed)}"
         )
     return bool(needed)
-
-
-@contextmanager
-def _told(source: Path, what: str) -> Iterator[None]:
-    """Shows an error in the user's code as one message with the place in the user's file."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:
-        places = [
-            f"{os.path.relpath(frame.filename)}:{frame.lineno}: "
-            for frame in traceback.extract_tb(error.__traceback__)
-            if not frame.filename.startswith(("<", *_NOT_THE_USERS))
-        ]
-        if isinstance(error, SyntaxError):
-            places = [f"{source}:{error.lineno}: "]
-        place = places[-1] if places else ""
-        kind = type(error).__name__
-        raise UserError(f"{place}{what}: {kind}: {_first_line(error)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]
-
-
-def _described(value: Any) -> str:
-    if isinstance(value, tuple):
-        return f"a tuple of {len(value)}"
-    return "None" if value is None else f"a {type(value).__name__}"

@@ -6,11 +6,11 @@ import dataclasses
 import textwrap
 from typing import Any, get_args
 
-from gradkit.runner.catalog import Parameter, catalog, find
-from gradkit.runner.config import DATA_SETS, Model, expected
+from gradkit.runner.catalog import Entry, Parameter, catalog, find
+from gradkit.runner.config import Model, expected
+from gradkit.runner.data import installed
 
-KINDS = ("optimizer", "transformation", "schedule")
-OWN_DATA = {"PATH.npz": "your own: x (examples, features) and y (examples,)"}
+KINDS = ("optimizer", "transformation", "schedule", "data set", "task")
 MODELS = get_args(Model.model_fields["name"].annotation)
 
 
@@ -22,11 +22,11 @@ def overview() -> str:
         ours = [e for e in entries if e.kind == kind and e.library == "gradkit"]
         theirs = [e.name for e in entries if e.kind == kind and e.library != "gradkit"]
         lines = [f"{kind}s"]
-        lines += [f"  {e.name:24}{e.summary}" for e in ours]
-        lines += _wrapped("of optax: " + ", ".join(theirs))
+        for e in ours:
+            lines.append(f"  {e.name:24}{e.summary}")
+            lines += _wrapped(f"missing: {words}") if (words := installed.missing(e.name)) else []
+        lines += _wrapped("of optax: " + ", ".join(theirs)) if theirs else []
         blocks.append("\n".join(lines))
-    data = DATA_SETS | OWN_DATA
-    blocks.append("\n".join(["data sets", *(f"  {name:24}{what}" for name, what in data.items())]))
     blocks.append("\n".join(["models", *(f"  {name}" for name in MODELS)]))
     return "\n\n".join(blocks) + "\n\n`gradkit list NAME` shows a name's arguments."
 
@@ -37,8 +37,6 @@ def entry(name: str) -> str:
     Raises:
         UserError: there is no such name; the message has the nearest.
     """
-    if name in DATA_SETS:
-        return f"{name}: {DATA_SETS[name]}; write `data: {{source: {name}}}`"
     if name in MODELS:
         lines = [f"{name} (model)"]
         rows = [(p["name"], str(p["default"]), p["takes"]) for p in _model_parameters()]
@@ -46,7 +44,10 @@ def entry(name: str) -> str:
         found = find(name)
         lines = [f"{found.name} ({found.kind}, {found.library})", f"  {found.summary}"]
         lines += _wrapped(f"Source: {found.source}") if found.source else []
+        lines += _wrapped(f"missing: {words}") if (words := installed.missing(name)) else []
         rows = [_argument(parameter) for parameter in found.parameters]
+    if not rows:
+        return "\n".join([*lines, "  takes no arguments"])
     rows.insert(0, ("argument", "default", "takes"))
     names, defaults, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
     lines += ["", *(f"  {a:{names}}  {b:{defaults}}  {c}" for a, b, c in rows)]
@@ -55,7 +56,7 @@ def entry(name: str) -> str:
 
 def every_name() -> list[str]:
     """Returns whatever `entry` knows."""
-    return [*catalog(), *DATA_SETS, *MODELS]
+    return [*catalog(), *MODELS]
 
 
 def described(name: str | None) -> dict[str, Any]:
@@ -66,15 +67,20 @@ def described(name: str | None) -> dict[str, Any]:
     """
     if name is None:
         by_kind = {
-            f"{kind}s": [dataclasses.asdict(e) for e in catalog().values() if e.kind == kind]
+            f"{kind}s".replace(" ", "_"): [
+                _as_dict(e) for e in catalog().values() if e.kind == kind
+            ]
             for kind in KINDS
         }
-        return {**by_kind, "data_sets": DATA_SETS | OWN_DATA, "models": list(MODELS)}
-    if name in DATA_SETS:
-        return {"name": name, "kind": "data set", "summary": DATA_SETS[name]}
+        return {**by_kind, "models": list(MODELS)}
     if name in MODELS:
         return {"name": name, "kind": "model", "parameters": _model_parameters()}
-    return dataclasses.asdict(find(name))
+    return _as_dict(find(name))
+
+
+def _as_dict(found: Entry) -> dict[str, Any]:
+    missing = {"missing": installed.missing(found.name)} if found.kind == "data set" else {}
+    return dataclasses.asdict(found) | missing
 
 
 def _model_parameters() -> list[dict[str, Any]]:

@@ -1,4 +1,7 @@
-"""The optimizer of a config: its members, checked against the signatures of their factories."""
+"""What a config names with arguments: an optimizer's members, a data set, a task.
+
+The arguments are checked against the signatures of the factories.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,11 @@ _EXPECTED = {
     "sequence": "a list of numbers",
     "mapping": "a mapping of whole numbers to numbers",
 }
+_EXAMPLES = {
+    "optimizer": "{name: adam, learning_rate: 0.001}",
+    "data set": "{name: spirals, noise: 0.1}",
+    "task": "{name: rosenbrock, start: [-1.2, 1]}",
+}
 _CODE = "cannot be written in a config file; use the Python API"
 _DTYPES = ("bfloat16", "float16", "float32", "float64", "complex64", "complex128")
 
@@ -36,7 +44,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Member:
-    """One link of the optimizer: the name of its factory and the factory's arguments.
+    """Something named: the name of its factory and the factory's arguments.
 
     `catalog.find(name).load()` is the factory. An argument is what the file holds, with a list as a
     tuple and a schedule as a `Schedule`.
@@ -64,12 +72,23 @@ def resolve(value: Any) -> tuple[tuple[Member, ...], Problems]:
         are of use only when there are no problems.
     """
     value = spelled_out(value)
-    problems: Problems = []
+    kinds, problems = ("optimizer", "transformation"), []
     if isinstance(value, list) and value:
-        members = [_member(item, (index,), problems) for index, item in enumerate(value)]
+        members = [_member(item, kinds, (index,), problems) for index, item in enumerate(value)]
     else:
-        members = [_member(value, (), problems)]
+        members = [_member(value, kinds, (), problems)]
     return tuple(members), problems
+
+
+def resolve_one(value: Any, kind: str) -> tuple[Member, Problems]:
+    """What a name, or a mapping of a name and arguments, means; and every problem with it.
+
+    Args:
+        value: as written.
+        kind: "data set" or "task".
+    """
+    problems: Problems = []
+    return _member(spelled_out(value), (kind,), (), problems), problems
 
 
 def as_written(member: Member) -> dict[str, Any]:
@@ -77,19 +96,21 @@ def as_written(member: Member) -> dict[str, Any]:
     return {"name": member.name, **{key: _written(v) for key, v in member.arguments.items()}}
 
 
-def _member(written: Any, path: KeyPath, problems: Problems) -> Member:
+def _member(written: Any, kinds: tuple[str, ...], path: KeyPath, problems: Problems) -> Member:
     if isinstance(written, Member):
         written = as_written(written)
     if not isinstance(written, dict):
-        expected = "a name and arguments, such as {name: adam, learning_rate: 0.001}"
-        expected += "" if path else ", or a list of such members"
+        expected = f"a name and arguments, such as {_EXAMPLES[kinds[0]]}"
+        expected += ", or a list of such members" if kinds[0] == "optimizer" and not path else ""
         problems.append((path, f"expected {expected}, got {describe(written)}"))
         return Member("")
     arguments = {key: value for key, value in written.items() if key != "name"}
     if "name" not in written:
-        problems.append(((*path, "name"), "missing; the name of an optimizer, such as adam"))
+        a = "an" if kinds[0] == "optimizer" else "a"
+        words = f"missing; the name of {a} {kinds[0]}, as in {_EXAMPLES[kinds[0]]}"
+        problems.append(((*path, "name"), words))
         return Member("", arguments)
-    entry = _factory(written["name"], ("optimizer", "transformation"), (*path, "name"), problems)
+    entry = _factory(written["name"], kinds, (*path, "name"), problems)
     if entry is None:
         return Member("", arguments)
     return Member(entry.name, _arguments(entry, arguments, path, problems))

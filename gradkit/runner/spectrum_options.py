@@ -19,7 +19,9 @@ def add(commands: Any, action: Callable[..., int]) -> None:
     )
     spectrum.add_argument("run", nargs="?", metavar="RUN", help="a run folder")
     add = spectrum.add_argument
-    add("--checkpoint", type=_step, metavar="STEP", help="a step, or all; the last by default")
+    add(
+        "--checkpoint", type=_step, metavar="STEP", help="a step, all or best; last by default"
+    )
     add("--task", metavar="FILE.py:FUNCTION", help="returns (problem, params, batch)")
     add("--params", metavar="FILE", help="parameters: an .npz file, or a folder of orbax")
     add("--out", metavar="FOLDER", help="folder for --task; spectra/NAME by default")
@@ -45,8 +47,8 @@ def _count(text: str) -> int:
 
 
 def _step(text: str) -> str:
-    if text not in ("last", "all") and not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected a step, all or last, got {text!r}")
+    if text not in ("last", "all", "best") and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a step, all, best or last, got {text!r}")
     return text
 
 

@@ -17,6 +17,7 @@ import optax
 from gradkit.core import Problem
 from gradkit.runner import checkpoint, config, elsewhere, record, train
 from gradkit.runner.errors import UserError
+from gradkit.runner.setting import BEST, CHECKPOINTS, reopen, state_at
 from gradkit.runner.stability import stability
 from gradkit.tree import path_name
 
@@ -91,33 +92,35 @@ def of_run(run: record.Record, steps: str = "last", data: str = "train") -> Iter
 
     Args:
         run: the run.
-        steps: "last", "all", or the step of a checkpoint.
+        steps: "last", "all", "best", or the step of a checkpoint.
         data: "train", "test", or how many examples to draw from the training set.
 
     Raises:
         UserError: there is no such checkpoint or a damaged one, the data or the config have
             changed, or there are not so many examples.
     """
-    there = checkpoint.steps(run.path / train.CHECKPOINTS)
+    place = BEST if steps == "best" else CHECKPOINTS
+    there = checkpoint.steps(run.path / place)
     if not run.config_text:
         raise UserError(
             f"{run.path}: has no {record.CONFIG}: a model trained elsewhere is looked at by "
             "gradkit spectrum --task FILE.py:FUNCTION --params FILE"
         )
     if not there:
-        raise UserError(f"{run.path}: {_why_no_checkpoint(run)}")
-    chosen = {"last": there[-1:], "all": there}.get(steps) or [int(steps)]
+        raise UserError(f"{run.path}: {_why_no_checkpoint(run, steps)}")
+    chosen = {"last": there[-1:], "all": there, "best": there}.get(steps) or [int(steps)]
     if chosen[0] not in there:
         raise UserError(
             f"{run.path}: no checkpoint at step {steps}; there are: {', '.join(map(str, there))}"
         )
-    setting = train.reopen(run)
-    task, dataset = setting.task, setting.task.dataset
-    whole = dataset.test if data == "test" else dataset.train
+    setting = reopen(run)
+    task = setting.task
+    whole = task.data.test if data == "test" else task.data.train
     batch, part = _part(whole, data, "train", setting.config.seed)
     batch = jax.device_put(batch)
+    last = checkpoint.steps(run.path / CHECKPOINTS)[-1:]
     for step in chosen:
-        (params, _), _, _ = train.state_at(setting, run.path, step)
+        (params, _, model), _, _ = state_at(setting, run.path, step, place)
         label = f"{run.path}: step {step}"
         _check_finite(label, params)
         yield Subject(
@@ -125,13 +128,13 @@ def of_run(run: record.Record, steps: str = "last", data: str = "train") -> Iter
             folder=run.path,
             problem=task.problem,
             params=params,
-            batch=batch,
+            batch=batch if task.init_state is None else batch | {"state": model},
             data=part,
             step=step,
-            plain=step == there[-1] and part == "train",
+            plain=[step] == last and part == "train",
             defaults=setting.config.spectrum,
             seed=setting.config.seed,
-            likelihood=getattr(task, "likelihood", "categorical"),
+            likelihood=task.likelihood,
             stability=None if data == "test" else stability(setting.config.optimizer),
         )
 
@@ -189,7 +192,9 @@ def of_task(
     )
 
 
-def _why_no_checkpoint(run: record.Record) -> str:
+def _why_no_checkpoint(run: record.Record, steps: str) -> str:
+    if steps == "best":
+        return "kept no best checkpoint; its config has no best.metric, or nothing was evaluated"
     if run.summary is not None and run.summary.get("status") == "diverged":
         return (
             "diverged before its first checkpoint: there are no parameters to look at. Run it "

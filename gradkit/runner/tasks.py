@@ -3,95 +3,202 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import nnx
 
 from gradkit.core import Problem
-from gradkit.runner import data
+from gradkit.runner import imported
+from gradkit.runner.catalog import find
 from gradkit.runner.config import Config
+from gradkit.runner.data.dataset import Dataset
+from gradkit.runner.data.loading import load
+from gradkit.runner.errors import UserError
+from gradkit.runner.losses import LOSSES, Batch, absolute_error, accuracy
+from gradkit.runner.models import Mlp
 
 PyTree = Any
 
-
-class Mlp(nnx.Module):
-    """Dense layers with an activation between them."""
-
-    def __init__(self, widths: tuple[int, ...], activation: str, *, rngs: nnx.Rngs):
-        pairs = itertools.pairwise(widths)
-        self.layers = nnx.List([nnx.Linear(m, n, rngs=rngs) for m, n in pairs])
-        self.activation = getattr(jax.nn, activation)
-
-    def __call__(self, x):
-        """Returns class scores (examples, classes) for features (examples, features)."""
-        for layer in self.layers[:-1]:
-            x = self.activation(layer(x))
-        return self.layers[-1](x)
+RESERVED = {"loss", "step", "epoch", "time", "learning_rate", "gradient_norm"}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Task:
-    """A problem with its data and the parameters to start from.
+    """A model with its loss and its data; a task of a user's is any object with these names.
+
+    A batch is a dictionary of `x` and `y`. In training it has `key` besides, for a model that draws
+    random numbers, such as dropout: without a key it is evaluated. Of a task with `init_state` it
+    has `state`, and `predict` returns a pair, the outputs and the state after the batch.
 
     Attributes:
-        problem: `predict` gives class scores (examples, classes), `criterion` the config's loss of
-          them.
-        params: initial parameters, an `nnx.State`.
-        dataset: training and test examples.
-        likelihood: of which the criterion is the negative logarithm: that of the Fisher matrix.
+        data: what is learned from.
+        init: random key -> parameters.
+        predict: (parameters, batch) -> outputs.
+        criterion: (outputs, batch) -> loss, a mean over the examples.
+        metrics: other figures by name, each (outputs, batch) -> a mean over the examples.
+        likelihood: of which the criterion is the negative logarithm, for the Fisher matrix:
+            "categorical", "bernoulli" or "normal"; None where it is not known.
+        init_state: random key -> what a model keeps besides its parameters, such as the running
+            averages of batch norm; None for a model that keeps nothing.
+        source: the file that it was read from, None for one of gradkit's.
     """
 
-    problem: Problem
-    params: PyTree
-    dataset: data.Dataset
-    likelihood: str = "categorical"
+    data: Dataset
+    init: Callable[[jax.Array], PyTree]
+    predict: Callable[[PyTree, Batch], Any]
+    criterion: Callable[[Any, Batch], jax.Array]
+    metrics: Mapping[str, Callable[[Any, Batch], jax.Array]] = dataclasses.field(
+        default_factory=dict
+    )
+    likelihood: str | None = None
+    init_state: Callable[[jax.Array], PyTree] | None = None
+    source: Path | None = None
+
+    @functools.cached_property
+    def problem(self) -> Problem:
+        """The loss, with the state of the model as the batch has it."""
+        return Problem(predict=self.outputs, criterion=self.criterion)
+
+    @functools.cached_property
+    def training(self) -> Problem:
+        """The loss, with the outputs and the state after the batch as its auxiliary value."""
+
+        def loss(params, batch):
+            outputs = self.predict(params, batch)
+            outputs, state = outputs if self.init_state else (outputs, None)
+            return self.criterion(outputs, batch), (outputs, state)
+
+        return Problem(loss, has_aux=True)
+
+    def outputs(self, params: PyTree, batch: Batch) -> Any:
+        """Returns what the model predicts."""
+        outputs = self.predict(params, batch)
+        return outputs[0] if self.init_state else outputs
+
+    def figures(self, outputs: Any, batch: Batch) -> dict[str, jax.Array]:
+        """Returns every metric of some outputs."""
+        return {name: metric(outputs, batch) for name, metric in self.metrics.items()}
 
 
 def build(config: Config) -> Task:
-    """Returns the task of a config, its parameters drawn from the config's seed.
+    """Returns the task of a config.
 
     Raises:
-        UserError: the data cannot be read or learned from.
+        UserError: the data cannot be read or learned from, or a user's task is none.
     """
-    given = config.data
-    dataset = data.load(given.source, given.test_fraction)
-    if given.examples is not None:
-        dataset = dataset.first(given.examples)
-    if given.standardize:
-        dataset = dataset.standardized()
-    widths = (dataset.x_train.shape[1], *config.model.hidden, dataset.classes)
-    model = Mlp(widths, config.model.activation, rngs=nnx.Rngs(config.seed))
-    graph, params = nnx.split(model, nnx.Param)
+    if config.task is None:
+        return _supervised(config)
+    if ":" in config.task.name:
+        return _users(config)
+    return find(config.task.name, "task").load()(**config.task.arguments)
+
+
+def _supervised(config: Config) -> Task:
+    """The model of the config, to learn its data by its loss."""
+    data, given = load(config.data), config.model
+    numbers = data.classes is None
+    name = config.loss or ("squared_error" if numbers else "cross_entropy")
+    _suits(name, data)
+    outputs = 1 if name == "binary_cross_entropy" else data.outputs
+    features = int(jnp.prod(jnp.array(data.x_train.shape[1:])))
+    widths = (features, *given.hidden, outputs)
+    parts = {"bias": given.bias, "batch_norm": given.batch_norm, "dropout": given.dropout}
+
+    def model(key):
+        return Mlp(widths, given.activation, rngs=nnx.Rngs(key), **parts)
+
+    def init(key):
+        return nnx.split(model(key), nnx.Param, ...)[1]
+
+    def init_state(key):
+        return nnx.split(model(key), nnx.Param, ...)[2]
+
+    graph = nnx.split(nnx.eval_shape(lambda: model(jax.random.key(0))), nnx.Param, ...)[0]
 
     def predict(params, batch):
-        return nnx.merge(graph, params)(batch["x"])
+        key = batch.get("key")
+        if not given.batch_norm:
+            return nnx.merge(graph, params)(batch["x"], key)
+        net = nnx.merge(graph, params, batch["state"], copy=True)
+        outputs = net(batch["x"], key)
+        return outputs, nnx.split(net, nnx.Param, ...)[2]
 
-    criterion, likelihood = LOSSES[config.loss]
-    return Task(Problem(predict=predict, criterion=criterion), params, dataset, likelihood)
-
-
-def cross_entropy(scores: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:
-    """Returns the mean cross-entropy of class scores against `batch["y"]` [nats]."""
-    return jnp.mean(optax.losses.softmax_cross_entropy_with_integer_labels(scores, batch["y"]))
-
-
-def squared_error(scores: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:
-    """Returns the mean over examples of ½ ‖scores − e‖², with e the unit vector of the class."""
-    wanted = jax.nn.one_hot(batch["y"], scores.shape[-1], dtype=scores.dtype)
-    return jnp.mean(jnp.sum((scores - wanted) ** 2, axis=-1)) / 2
-
-
-# Each loss, and the likelihood of which it is the negative logarithm but for a constant.
-LOSSES = {
-    "cross_entropy": (cross_entropy, "categorical"),
-    "squared_error": (squared_error, "normal"),
-}
+    return Task(
+        data=data,
+        init=init,
+        predict=predict,
+        criterion=LOSSES[name].criterion,
+        metrics={"absolute_error": absolute_error} if numbers else {"accuracy": accuracy},
+        likelihood=LOSSES[name].likelihood,
+        init_state=init_state if given.batch_norm else None,
+    )
 
 
-def accuracy(scores: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:
-    """Returns the share of examples whose class has the highest score."""
-    return jnp.mean(jnp.argmax(scores, axis=-1) == batch["y"])
+def _suits(loss: str, data: Dataset) -> None:
+    source = data.meta["source"]
+    if data.x_train.dtype.kind != "f":
+        raise UserError(
+            f"model: mlp learns from numbers, and {source} holds tokens: write a task of your own, "
+            "task: path/to/file.py:name"
+        )
+    if data.classes is None and loss != "squared_error":
+        raise UserError(f"loss: {loss} is for classes, and {source} has numbers: squared_error")
+    if loss == "binary_cross_entropy" and data.classes != 2:
+        raise UserError(f"loss: {loss} is for 2 classes, and {source} has {data.classes}")
+
+
+def _users(config: Config) -> Task:
+    """A task of a user's: an object, or what a function of his returns."""
+    assert config.task is not None
+    spec, arguments = config.task.name, config.task.arguments
+    found, source = imported.imported(spec, "task")
+    if not hasattr(found, "predict") and callable(found):
+        with imported.told(source, f"task {spec} fails"):
+            names = inspect.signature(found).parameters
+            _takes(spec, names, arguments)
+            found = found(load(config.data), **arguments) if "data" in names else found(**arguments)
+    required = ("data", "init", "predict", "criterion")
+    if missing := [name for name in required if not hasattr(found, name)]:
+        raise UserError(
+            f"task: {spec}: a task has {', '.join(required)}; got {imported.described(found)} "
+            f"without {', '.join(missing)}"
+        )
+    if not isinstance(found.data, Dataset):
+        raise UserError(
+            f"task: {spec}: data: expected a gradkit.runner.data.dataset.Dataset, got "
+            f"{imported.described(found.data)}"
+        )
+    names = [field.name for field in dataclasses.fields(Task) if hasattr(found, field.name)]
+    task = Task(**{name: getattr(found, name) for name in names} | {"source": source})
+    _check(task, spec)
+    return task
+
+
+def _takes(spec: str, names: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
+    own = [name for name in names if name != "data"]
+    if unknown := [name for name in arguments if name not in own]:
+        raise UserError(
+            f"task.{unknown[0]}: unknown argument of {spec}, which takes "
+            f"{', '.join(own) or 'none from a config'}"
+        )
+
+
+def _check(task: Task, spec: str) -> None:
+    """Refuses a task whose loss cannot be evaluated, or whose figures have names of others."""
+    if taken := RESERVED & task.metrics.keys():
+        raise UserError(f"task: {spec}: metrics: {min(taken)} is the name of another figure")
+    assert task.source is not None
+    with imported.told(task.source, f"task {spec}: the loss cannot be evaluated"):
+        key = jax.random.key(0)
+        batch: dict[str, Any] = jax.tree.map(lambda x: x[:2], task.data.train)
+        if task.init_state is not None:
+            batch |= {"state": task.init_state(key)}
+        for more in ({}, {"key": key}):
+            _, (outputs, _) = task.training.value_and_aux(task.init(key), batch | more)
+            task.figures(outputs, batch | more)

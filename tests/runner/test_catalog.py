@@ -49,8 +49,10 @@ def test_every_annotated_factory_of_a_namespace_is_listed(place):
 def test_the_public_index_decides_what_gradkit_lists():
     import gradkit
 
-    ours = {name for name, entry in catalog().items() if entry.library == "gradkit"}
+    ours = {name for name, entry in catalog().items() if entry.module == "gradkit"}
     assert {"adam", "sgd", "clip_by_global_norm"} <= ours <= set(gradkit.__all__)
+    others = {entry.kind for entry in catalog().values() if entry.module.startswith("gradkit.")}
+    assert others == {"data set", "task"}
     assert "chain" not in ours
 
 
@@ -149,7 +151,7 @@ def test_load_imports_the_public_factory():
         ("Adam", ("optimizer",), "unknown optimizer 'Adam'; did you mean adam"),
         ("optax.lionn", (), "did you mean optax.lion?"),
         ("contrib.mun", (), "did you mean contrib.muon?"),
-        ("torch.lion", (), "did you mean lion?"),
+        ("torch.lion", (), "did you mean lion or line?"),
         ("zzzzzz", (), "unknown name 'zzzzzz'; `gradkit list` shows every name"),
         ("cosine_decy", ("schedule",), "did you mean cosine_decay, "),
         ("adam", ("schedule",), "adam names an optimizer; expected a schedule"),

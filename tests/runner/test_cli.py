@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gradkit.runner import checkpoint, record, train
+from gradkit.runner import checkpoint, record, setting, train
 from gradkit.runner.cli import main
 
 pytestmark = pytest.mark.flow
@@ -127,15 +127,18 @@ def digits(tmp_path_factory):
 @pytest.fixture(scope="module")
 def eigenvalues(digits):
     """All eigenvalues of the exact Hessian at the checkpoint, ascending, in float64."""
-    setting = train.reopen(digits)
-    (params, _), _, _ = train.state_at(setting, digits.path)
+    made = setting.reopen(digits)
+    params = setting.state_at(made, digits.path)[0].params
     by_shape = {leaf.shape: np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(params)}
     shapes = [(64, 32), (32,), (32, 10), (10,)]
     theta = np.concatenate([by_shape[shape].ravel() for shape in shapes])
-    dataset = setting.task.dataset
+    dataset = made.task.data
 
     with jax.enable_x64(True):
-        x, y = jnp.asarray(dataset.x_train, jnp.float64), jnp.asarray(dataset.y_train)
+        x, y = (
+            jnp.asarray(dataset.x_train.reshape(-1, 64), jnp.float64),
+            jnp.asarray(dataset.y_train),
+        )
 
         def loss(theta):
             ends = np.cumsum([np.prod(shape) for shape in shapes])[:-1]
@@ -334,7 +337,7 @@ DATA_MISTAKES = {
     "nan": (with_nan(blobs()), "the first nan at row 7, column 2; remove or replace them"),
     "no y": ({"x": np.ones((9, 2))}, "expected arrays x and y, got x"),
     "shapes": (blobs() | {"y": np.zeros(3, int)}, "y: expected shape (90,), a class for each row"),
-    "float labels": (blobs() | {"y": np.zeros(90)}, "y: expected classes as whole numbers from 0"),
+    "text labels": (blobs() | {"y": np.full(90, "a")}, "y: expected classes as whole numbers from"),
     "rare class": (
         blobs() | {"y": np.append(np.zeros(89, int), 1)},
         "expected at least 2 examples of each class, to train and to test on, got 1 of class 1",
@@ -504,7 +507,7 @@ def leave_things_half_written(run):
 
 def final_bits(run):
     opened = record.open_record(run)
-    state, step, _ = train.state_at(train.reopen(opened), run)
+    state, step, _ = setting.state_at(setting.reopen(opened), run)
     return step, [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]
 
 

@@ -62,9 +62,8 @@ def test_a_dry_run_prints_the_config_and_makes_nothing(capsys):
 def test_the_list_is_json_for_programs(capsys):
     assert main(["list", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    kinds = ("optimizers", "transformations", "schedules")
+    kinds = ("optimizers", "transformations", "schedules", "data_sets", "tasks")
     assert {entry["name"] for kind in kinds for entry in found[kind]} == set(catalog())
-    assert "digits" in found["data_sets"]
     assert found["models"] == ["mlp"]
 
 
@@ -83,7 +82,7 @@ def test_a_name_has_its_arguments_as_text_and_as_json(name, kind, capsys):
 def test_a_data_set_is_named_with_what_it_is(capsys):
     assert main(["list", "digits", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["kind"], "1,797 images" in found["summary"]) == ("data set", True)
+    assert (found["kind"], "1,797 handwritten digits" in found["summary"]) == ("data set", True)
 
 
 def test_a_reader_that_has_enough_is_no_mistake():

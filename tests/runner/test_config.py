@@ -50,11 +50,12 @@ def test_every_default_is_filled_in(write):
     config = load(write("optimizer: {name: adam}"))
     assert config.name == "x"
     assert config.seed == 0
-    assert (config.data.source, config.data.test_fraction) == ("digits", 0.2)
-    assert (config.data.examples, config.data.standardize) == (None, False)
+    assert (config.data.source, config.data.test_fraction) == (Member("digits"), 0.2)
+    assert (config.data.examples, config.data.preprocess) == (None, None)
+    assert config.data.validation_fraction == 0
     assert (config.model.name, config.model.hidden) == ("mlp", (32,))
     assert config.model.activation == "relu"
-    assert config.loss == "cross_entropy"
+    assert (config.loss, config.task) == (None, None)
     assert config.optimizer == (Member("adam"),)
     assert (config.batch_size, config.epochs) == (64, 50)
     assert (config.log_every, config.evaluate_every, config.checkpoint_every) == (20, 100, 200)
@@ -281,7 +282,10 @@ def test_a_value_is_blamed_on_whoever_wrote_it_last(write):
             "model:\n  hiden: 3",
             "model.hiden: unknown key; did you mean hidden? model takes name, hidden, activation",
         ),
-        ("model: mlp", "model: expected a mapping with name, hidden, activation, got 'mlp' (text)"),
+        (
+            "model: mlp",
+            "activation, bias, batch_norm, dropout, got 'mlp' (text)",
+        ),
         ("spectrum:", "spectrum: expected a mapping with top, bottom"),
         ("name: 3", "name: expected text, got 3 (whole number)"),
         ("name: a/b", "name: expected a name that can name a folder, got 'a/b'"),
@@ -301,18 +305,22 @@ def test_a_value_is_blamed_on_whoever_wrote_it_last(write):
         ("checkpoint_every: 0", "checkpoint_every: expected a whole number >= 1"),
         (
             "data: {source: digit}",
-            "data.source: expected digits, or a path ending in .npz, got 'digit' (text); did "
-            "you mean digits?",
+            "data.source: unknown data set 'digit'; did you mean digits? `gradkit list` shows "
+            "every name; or name a path ending in .npz, .csv, .txt, or a folder of images or",
         ),
         ("sharpness_every: 0", "sharpness_every: expected a whole number >= 1, or null, got 0"),
         (
             "data:\n  examples: all",
             "data.examples: expected a whole number >= 1, or null, got 'all'",
         ),
-        ("data:\n  standardize: 1", "data.standardize: expected true or false, got 1"),
+        (
+            "data:\n  preprocess: 1",
+            "data.preprocess: expected one of min_max, standardize, whiten, or null, got 1",
+        ),
         (
             "loss: squared",
-            "loss: expected one of cross_entropy, squared_error, got 'squared' (text); did you "
+            "loss: expected one of cross_entropy, binary_cross_entropy, squared_error, or null, "
+            "got 'squared' (text); did you "
             "mean squared_error?",
         ),
         ("data:\n  test_fraction: 1", "data.test_fraction: expected a number > 0 and < 1, got 1"),

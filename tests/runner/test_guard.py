@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from gradkit.runner import checkpoint, guard, record, train
+from gradkit.runner import checkpoint, guard, record, setting
 from gradkit.runner.errors import UserError
 
 CONFIG = """\
@@ -72,7 +72,7 @@ def started(*arguments, after=0):
 
 def final(run):
     """The last step, the bits of parameters and state there, and the metrics but for time."""
-    state, step, _ = train.state_at(train.reopen(record.open_record(run)), Path(run))
+    state, step, _ = setting.state_at(setting.reopen(record.open_record(run)), Path(run))
     lines = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
     timeless = [{k: v for k, v in line.items() if k != "time"} for line in lines]
     return step, [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)], timeless

@@ -325,7 +325,10 @@ def test_a_damaged_saved_state_is_told_and_kept(here, monkeypatch, refused):
 
 RUN_MISTAKES = {
     "no such checkpoint": (["run", "--checkpoint", "7"], "at step 7; there are: 6, 12, 18"),
-    "checkpoint word": (["run", "--checkpoint", "first"], "expected a step, all or last, got 'fir"),
+    "checkpoint word": (
+        ["run", "--checkpoint", "first"],
+        "expected a step, all, best or last, got",
+    ),
     "too many examples": (["run", "--data", "73"], "--data: expected 1 to 72, the examples there"),
     "no examples": (
         ["run", "--data", "0"],
@@ -498,7 +501,7 @@ def test_parameters_come_from_checkpoints_and_from_the_task_itself(model):
 
 
 TASK_MISTAKES = {
-    "no colon": (["model.py"], "expected FILE.py:FUNCTION or MODULE:FUNCTION, got 'model.py'"),
+    "no colon": (["model.py"], "expected FILE.py:NAME or MODULE:NAME, got 'model.py'"),
     "no file": (["modl.py:task"], "no such file modl.py; did you mean model.py?"),
     "no module": (["nowhere:task"], "no module named 'nowhere'"),
     "no attribute": (["model.py:tsk"], "model.py has no tsk; did you mean task?"),

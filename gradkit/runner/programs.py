@@ -1,0 +1,238 @@
+"""The compiled functions of a run: many steps at once, and the evaluation."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import gradkit as gk
+from gradkit import states, tree
+from gradkit.curvature.hessian import hessian
+from gradkit.operators import holds_convolution
+from gradkit.runner.data.batches import Batches
+from gradkit.runner.setting import Setting, State
+
+PyTree = Any
+
+RESIDENT = 2**31  # bytes of training data that are kept on the device
+STREAMED = 2**27  # bytes of them that are sent at a time, where they are more
+EVALUATED = 8192  # examples that are evaluated at once
+MOST_STEPS = 1024  # in one call of compiled code
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """The compiled functions of a run, and the time that compiling them took.
+
+    Attributes:
+        feed: where the steps get their examples from.
+        advance: (state, data, rows, first step, number of steps) -> (state, figures of each step,
+            steps taken, whether all is finite); gives up the buffers of its state. It stops at the
+            first step that is not finite.
+        evaluate: state -> `train_loss` and the other figures of each part of the data.
+        seconds: what compiling took.
+    """
+
+    feed: Feed
+    advance: Callable[..., tuple[State, dict[str, jax.Array], jax.Array, jax.Array]]
+    evaluate: Callable[[State], dict[str, float]]
+    seconds: float
+
+
+class Feed:
+    """The training examples as compiled steps read them: `data[rows[i]]` is the batch of step i.
+
+    They live on the device where they fit; otherwise those of the next steps are sent there, while
+    the device works on the ones before.
+    """
+
+    def __init__(self, data: dict[str, np.ndarray], batches: Batches, most: int = MOST_STEPS):
+        self.host, self.batches = data, batches
+        total = sum(array.nbytes for array in data.values())
+        self.resident = total <= RESIDENT or batches.whole
+        self.data = jax.device_put(data) if self.resident else None
+        a_batch = max(1, total * batches.size // batches.examples)
+        fit = 2**22 // batches.size if self.resident else STREAMED // a_batch
+        self.most = max(1, min(most, fit))
+
+    def ahead(self, start: int, count: int) -> tuple[PyTree, jax.Array]:
+        """Returns data and rows for so many steps, at most `self.most`."""
+        if self.batches.whole:
+            return self.data, jnp.zeros((self.most, 0), jnp.int32)
+        rows = np.zeros((self.most, self.batches.size), np.int32)
+        rows[:count] = self.batches.rows(start, count)
+        if self.resident:
+            return self.data, jax.device_put(rows)
+        sent = {name: array[rows.reshape(-1)] for name, array in self.host.items()}
+        places = np.arange(rows.size, dtype=np.int32).reshape(rows.shape)
+        return jax.device_put((sent, places))
+
+
+def compiled(setting: Setting, state: State) -> Programs:
+    """Returns the programs of a run."""
+    start = time.perf_counter()
+    update = _update(setting)
+    batch = {name: array[: setting.batches.size] for name, array in setting.task.data.train.items()}
+    alone = jax.default_backend() == "cpu" and holds_convolution(
+        jax.make_jaxpr(update)(state, batch, np.int32(0))
+    )
+    feed = Feed(setting.task.data.train, setting.batches, 1 if alone else MOST_STEPS)
+    chunk = _one(setting, update) if alone else _many(setting, update, feed.most)
+    shapes = state, *feed.ahead(0, 1), np.int32(0), np.int32(0)
+    return Programs(
+        feed=feed,
+        advance=jax.jit(chunk, donate_argnums=0).lower(*shapes).compile(),
+        evaluate=_evaluator(setting, state, feed),
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _many(setting: Setting, update: Callable, most: int) -> Callable:
+    """So many steps as are asked for: one program for any number, so that all numbers agree."""
+
+    def chunk(state, data, rows, start, count):
+        def one(carry):
+            i, state, history, _ = carry
+            state, figures = update(state, _batch(setting, data, rows, i), start + i)
+            history = {name: h.at[i].set(figures[name]) for name, h in history.items()}
+            return i + 1, state, history, _finite(setting, state, figures)
+
+        _, figures = jax.eval_shape(
+            lambda s: update(s, _batch(setting, data, rows, 0), start), state
+        )
+        history = {name: jnp.zeros((most, *f.shape), f.dtype) for name, f in figures.items()}
+        i, state, history, good = jax.lax.while_loop(
+            lambda carry: (carry[0] < count) & carry[3], one, (jnp.int32(0), state, history, True)
+        )
+        return state, history, i, good
+
+    return chunk
+
+
+def _one(setting: Setting, update: Callable) -> Callable:
+    """A single step outside of any loop, in which a CPU is slow at convolutions."""
+
+    def chunk(state, data, rows, start, count):
+        state, figures = update(state, _batch(setting, data, rows, 0), start)
+        history = {name: f[None] for name, f in figures.items()}
+        return state, history, jnp.minimum(1, count), _finite(setting, state, figures)
+
+    return chunk
+
+
+def _batch(setting: Setting, data: PyTree, rows: jax.Array, i: Any) -> dict[str, jax.Array]:
+    if setting.batches.whole:
+        return dict(data)
+    return {name: array[rows[i]] for name, array in data.items()}
+
+
+def _finite(setting: Setting, state: State, figures: dict[str, jax.Array]) -> jax.Array:
+    leaves = jax.tree.leaves(state.params)
+    good = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]))
+    return good if setting.config.on_nan == "skip" else good & jnp.isfinite(figures["loss"])
+
+
+def _update(setting: Setting) -> Callable[..., tuple[State, dict[str, jax.Array]]]:
+    """One step: (state, batch, number of the step) -> (state, figures)."""
+    task, tx, config = setting.task, setting.tx, setting.config
+    key = jax.random.key(config.seed)
+    parts = config.micro_batches if config.micro_batches > 1 else None
+    drawing = _draws(setting)
+
+    def update(state, batch, step):
+        params, optimizer, model = state
+        drawn = jax.random.fold_in(key, step)
+        if task.init_state is not None:
+            batch = batch | {"state": model}
+        if drawing:
+            batch = batch | {"key": jax.random.fold_in(drawn, 1)}
+        point = gk.observe(
+            task.training, params, batch, curvature=hessian, key=drawn, micro_batches=parts
+        )
+        outputs, following = point.aux
+        if parts is not None:
+            outputs = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outputs)
+        updates, optimizer = tx.update(point.grad, optimizer, params, **point.extras)
+        params = optax.apply_updates(params, updates)
+        if config.on_nan == "skip":
+            following = optax.tree.where(jnp.isfinite(point.value), following, model)
+        figures = {
+            "loss": point.value,
+            **task.figures(outputs, batch),
+            "gradient_norm": tree.norm(point.grad),
+            **{k: v for k, v in gk.hyperparams(optimizer).items() if k == "learning_rate"},
+            **gk.metrics(optimizer),
+            **_beyond_one_gradient(optimizer),
+        }
+        return State(params, optimizer, following), jax.tree.map(jnp.asarray, figures)
+
+    return update
+
+
+def _draws(setting: Setting) -> bool:
+    """Whether training needs a random key in its batch: the model reads it, or has two modes."""
+    task = setting.task
+    if task.init_state is not None:
+        return True
+    key = jax.random.key(0)
+    batch = jax.tree.map(lambda x: x[:2], task.data.train)
+
+    def value(params, key):
+        return task.training.value_and_aux(params, batch | {"key": key})[0]
+
+    traced = jax.make_jaxpr(value)(jax.eval_shape(task.init, key), key).jaxpr
+    return any(traced.invars[-1] is v for equation in traced.eqns for v in equation.invars)
+
+
+def _beyond_one_gradient(optimizer: PyTree) -> dict[str, jax.Array]:
+    """What the updates so far have asked for besides a gradient each: losses are by themselves."""
+    work = states.work(optimizer)
+    alone = work.evaluations - work.gradients
+    return {"gradients": work.gradients, "evaluations": alone, "products": work.products}
+
+
+def _evaluator(setting: Setting, state: State, feed: Feed) -> Callable[[State], dict[str, float]]:
+    task, parts = setting.task, dict(setting.task.data.parts)
+    if feed.resident:
+        parts = jax.device_put(parts | {"train": feed.data})
+
+    @jax.jit
+    def figures(params, model, data):
+        data = data if task.init_state is None else data | {"state": model}
+        value, outputs = task.problem.value_and_aux(params, data)
+        return {"loss": value, **task.figures(outputs, data)}
+
+    def evaluate(state):
+        return {
+            f"{part}_{name}": mean
+            for part, data in parts.items()
+            for name, mean in _means(figures, state, data).items()
+        }
+
+    evaluate(state)  # compiles
+    return evaluate
+
+
+def _means(figures: Callable, state: State, data: dict[str, Any]) -> dict[str, float]:
+    """The mean of each figure over all examples, so many at a time."""
+    examples = len(data["x"])
+    totals: dict[str, float] = {}
+    for start in range(0, examples, EVALUATED):
+        piece = {name: array[start : start + EVALUATED] for name, array in data.items()}
+        share = len(piece["x"]) / examples
+        for name, value in figures(state.params, state.model, piece).items():
+            totals[name] = totals.get(name, 0.0) + share * shortest(value)
+    return totals
+
+
+def shortest(value: Any) -> float | int:
+    """Returns Python's number; of a float32 the shortest, 0.003 and not 0.003000000026."""
+    array = np.asarray(value)
+    return array.item() if array.dtype.kind in "biu" else float(str(array[()]))

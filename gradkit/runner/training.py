@@ -1,0 +1,108 @@
+"""The course of a run: compiled steps, as many at a time as take a moment, and their figures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from gradkit.runner import optimizers
+from gradkit.runner.best import Watch
+from gradkit.runner.programs import Programs, shortest
+from gradkit.runner.setting import Setting, State
+
+MOMENT = 0.2  # seconds of steps between two looks at signals and at the clock
+
+
+class Training:
+    """A run under way; how many steps are taken at a time changes nothing but the speed.
+
+    Args:
+        setting: what the config describes.
+        programs: its compiled functions.
+        state: where to go on, after `step` steps and so many `seconds`.
+        lines: the metrics lines until then.
+    """
+
+    def __init__(
+        self,
+        setting: Setting,
+        programs: Programs,
+        state: State,
+        *,
+        step: int,
+        seconds: float,
+        lines: Sequence[dict[str, Any]],
+    ):
+        self.setting, self.programs = setting, programs
+        self.state, self.step = state, step
+        self.watch = Watch(setting.config.best)
+        for line in lines:
+            self.watch.see(line)
+        self._diverged, self._start = False, time.perf_counter() - seconds
+        self._pace = 1
+        self._next = self._feed(step)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training until now."""
+        return time.perf_counter() - self._start
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether there is a step left to take."""
+        left = self.step < self.setting.steps
+        return left and not self._diverged and not self.watch.out_of_patience
+
+    @property
+    def status(self) -> str:
+        """How it stands: "finished" and "diverged" are the ends."""
+        return "diverged" if self._diverged else "unfinished" if self.goes_on else "finished"
+
+    def due(self, every: int, step: int | None = None) -> bool:
+        """Whether what is done every so many steps, and at the end, is to be done now."""
+        step = self.step if step is None else step
+        return step % every == 0 or step == self.setting.steps
+
+    def advance(self) -> Iterator[tuple[dict[str, Any], bool]]:
+        """Takes some steps; yields their metrics lines, each with whether it is the best so far."""
+        config, first, began = self.setting.config, self.step, self.seconds
+        count, feed = self._next
+        self.state, history, taken, finite = self.programs.advance(
+            self.state, *feed, np.int32(first), np.int32(count)
+        )
+        self._next = self._feed(first + count)  # while the device works
+        self.step, self._diverged = first + int(taken), not finite
+        took = self.seconds - began
+        self._pace = max(1, min(self.programs.feed.most, 8 * count, int(count * MOMENT / took)))
+        history = {name: np.asarray(values) for name, values in history.items()}
+        cadence = config.log_every, config.evaluate_every, config.checkpoint_every
+        for i, step in enumerate(range(first + 1, self.step + 1)):
+            last = step == self.step
+            if any(self.due(every, step) for every in cadence) or (last and self._diverged):
+                figures = {name: values[i] for name, values in history.items()}
+                line = self._line(step, figures, began + took * (i + 1) / (self.step - first))
+                if last and self.due(config.evaluate_every) and not self._diverged:
+                    line |= self.programs.evaluate(self.state)
+                yield line, self.watch.see(line)
+
+    def _feed(self, step: int) -> tuple[int, Any]:
+        """How many steps are next from there, none beyond what is due then, and their examples."""
+        config, steps = self.setting.config, self.setting.steps
+        ends = [every - step % every for every in (config.evaluate_every, config.checkpoint_every)]
+        count = min(self._pace, steps - step, *ends)
+        return count, self.programs.feed.ahead(step, count) if count > 0 else None
+
+    def _line(self, step: int, figures: dict[str, Any], seconds: float) -> dict[str, Any]:
+        line = {
+            "step": step,
+            "epoch": round(step / self.setting.batches.per_epoch, 4),
+            "time": round(seconds, 4),
+            "learning_rate": self.setting.rate(step - 1),
+        }
+        if "sharpness" in figures:
+            line |= optimizers.sharpness_limits(self.setting.config.optimizer)
+        figures = line | figures | {"gradients": step + figures["gradients"]}
+        return {name: None if v is None else shortest(v) for name, v in figures.items()}
