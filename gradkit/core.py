@@ -156,6 +156,7 @@ def observe(
         key: random key for members that draw random numbers.
         micro_batches: split every array of the batch into so many equal parts along its first axis,
             and take the mean of loss, gradient and curvature over the parts, one after the other.
+            A random key in the batch becomes one for each part.
             The problem must be a mean over examples. `aux` has a leading axis for the parts.
         state: an optimizer's state. Where its line search has left loss and gradient at exactly
             these parameters and this batch, they are not computed again, and `aux` costs one loss.
@@ -254,14 +255,25 @@ def apply_gradients(train_state: Any, point: Point, **changes: Any) -> Any:
 
 
 def _split(batch: PyTree, parts: int) -> PyTree:
-    """The batch with a new leading axis of so many micro-batches."""
-    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)}
+    """The batch with a new leading axis of so many micro-batches, each with random keys anew."""
+    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(batch) if not _is_key(leaf)}
     if len(sizes) != 1 or () in sizes or min(sizes)[0] % parts or not min(sizes)[0]:
         raise ValueError(
             f"micro_batches={parts} must divide the first axis of every array of the batch, got "
             f"{', '.join(str(size[0]) if size else 'a scalar' for size in sorted(sizes))}"
         )
-    return jax.tree.map(lambda x: jnp.reshape(x, (parts, -1, *jnp.shape(x)[1:])), batch)
+
+    def part(leaf):
+        if _is_key(leaf):
+            return jax.random.split(leaf, parts)
+        return jnp.reshape(leaf, (parts, -1, *jnp.shape(leaf)[1:]))
+
+    return jax.tree.map(part, batch)
+
+
+def _is_key(leaf: Any) -> bool:
+    """Whether this is a single random key, as a batch has for dropout."""
+    return jnp.shape(leaf) == () and jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
 
 
 def _mean(function: Callable, batches: PyTree) -> tuple[PyTree, PyTree]:

@@ -151,7 +151,9 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 def near(name: str, names: Iterable[str]) -> list[str]:
     """The names like a name, the nearest first."""
-    return difflib.get_close_matches(name.lower(), sorted({*names}), n=12, cutoff=0.65)
+    lowered = {known.lower(): known for known in sorted({*names})}
+    matches = difflib.get_close_matches(name.lower(), lowered, n=12, cutoff=0.65)
+    return [lowered[match] for match in matches]
 
 
 def did_you_mean(names: Sequence[str]) -> str:

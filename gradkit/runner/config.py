@@ -109,10 +109,12 @@ def _spelled_out(document: Document) -> Document:
 
 def _beside_a_task(config: Config, document: Document) -> list[tuple[Place, str]]:
     """What a task leaves no room for."""
-    written = [key for key in ("model", "loss") if document.has((key,))]
+    if config.task is None:
+        return []
     return [
         (document.place((key,)), f"{key}: task {config.task.name} brings its own; drop one of both")
-        for key in (written if config.task else ())
+        for key in ("model", "loss")
+        if document.has((key,))
     ]
 
 

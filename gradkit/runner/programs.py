@@ -159,7 +159,11 @@ def _update(setting: Setting) -> Callable[..., tuple[State, dict[str, jax.Array]
         outputs, following = point.aux
         if parts is not None:
             outputs = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outputs)
-        updates, optimizer = tx.update(point.grad, optimizer, params, **point.extras)
+        grad = point.grad
+        if config.on_nan == "skip":  # a loss that is not finite can have a gradient that is
+            lost = jnp.where(jnp.isfinite(point.value), 0, jnp.nan)
+            grad = jax.tree.map(lambda g: g + lost.astype(g.dtype), grad)
+        updates, optimizer = tx.update(grad, optimizer, params, **point.extras)
         params = optax.apply_updates(params, updates)
         if config.on_nan == "skip":
             following = optax.tree.where(jnp.isfinite(point.value), following, model)

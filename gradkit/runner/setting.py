@@ -139,8 +139,8 @@ def reopen(run: record.Record) -> Setting:
         if then != now:
             raise UserError(
                 f"{run.path}: {_CHANGED[name]} changed since the run began: expected sha256 "
-                f"{then}, got {now} from {found[name]['source']}. Put back what was there, or begin "
-                "a new run."
+                f"{then}, got {now} from {found[name]['source']}. Put back what was there, or "
+                "begin a new run."
             )
     return setting
 

@@ -19,9 +19,7 @@ def add(commands: Any, action: Callable[..., int]) -> None:
     )
     spectrum.add_argument("run", nargs="?", metavar="RUN", help="a run folder")
     add = spectrum.add_argument
-    add(
-        "--checkpoint", type=_step, metavar="STEP", help="a step, all or best; last by default"
-    )
+    add("--checkpoint", type=_step, metavar="STEP", help="a step, all or best; last by default")
     add("--task", metavar="FILE.py:FUNCTION", help="returns (problem, params, batch)")
     add("--params", metavar="FILE", help="parameters: an .npz file, or a folder of orbax")
     add("--out", metavar="FOLDER", help="folder for --task; spectra/NAME by default")

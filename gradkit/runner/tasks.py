@@ -157,8 +157,9 @@ def _users(config: Config) -> Task:
     """A task of a user's: an object, or what a function of his returns."""
     assert config.task is not None
     spec, arguments = config.task.name, config.task.arguments
+    found: Any
     found, source = imported.imported(spec, "task")
-    if not hasattr(found, "predict") and callable(found):
+    if isinstance(found, type) or (callable(found) and not hasattr(found, "predict")):
         with imported.told(source, f"task {spec} fails"):
             names = inspect.signature(found).parameters
             _takes(spec, names, arguments)
@@ -174,8 +175,9 @@ def _users(config: Config) -> Task:
             f"task: {spec}: data: expected a gradkit.runner.data.dataset.Dataset, got "
             f"{imported.described(found.data)}"
         )
-    names = [field.name for field in dataclasses.fields(Task) if hasattr(found, field.name)]
-    task = Task(**{name: getattr(found, name) for name in names} | {"source": source})
+    given = [field.name for field in dataclasses.fields(Task) if hasattr(found, field.name)]
+    fields: dict[str, Any] = {name: getattr(found, name) for name in given}
+    task = Task(**fields | {"source": source})
     _check(task, spec)
     return task
 

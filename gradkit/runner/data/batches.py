@@ -89,7 +89,8 @@ class Batches:
 
     @functools.cached_property
     def _classes(self) -> list[np.ndarray]:
-        return [np.flatnonzero(self.labels == c) for c in np.unique(self.labels)]
+        labels = np.asarray(self.labels)
+        return [np.flatnonzero(labels == c) for c in np.unique(labels)]
 
 
 @functools.lru_cache(maxsize=2)

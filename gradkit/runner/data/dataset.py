@@ -161,13 +161,14 @@ def _drawn(
 
     by_class = y if found.classes is not None and y.ndim == 1 else None
     try:
-        return train_test_split(
+        kept, held_out = train_test_split(
             np.arange(len(y)),
             test_size=fraction,
             random_state=None if found.ordered else SPLIT_SEED,
             shuffle=not found.ordered,
             stratify=None if found.ordered else by_class,
         )
+        return np.asarray(kept), np.asarray(held_out)
     except ValueError as error:
         sides = "" if by_class is None else " with each class on both sides"
         raise UserError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from gradkit.runner.data import arrays, files, installed
 from gradkit.runner.data.dataset import Examples
@@ -21,8 +22,8 @@ def digits() -> Examples:
     """
     from sklearn.datasets import load_digits
 
-    found = load_digits()
-    return _classified(found["images"] / 16, found["target"])  # pixels are 0 to 16
+    x, y = load_digits(return_X_y=True)
+    return _classified(np.reshape(x, (-1, 8, 8)) / 16, y)  # pixels are 0 to 16
 
 
 def breast_cancer() -> Examples:
@@ -204,10 +205,10 @@ def _generator(name: str, examples: int, seed: int) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def _classified(x: np.ndarray, y: np.ndarray) -> Examples:
+def _classified(x: ArrayLike, y: ArrayLike) -> Examples:
     return Examples(np.asarray(x, np.float32), np.asarray(y, np.int32), int(np.max(y)) + 1)
 
 
-def _regressed(x: np.ndarray, y: np.ndarray) -> Examples:
+def _regressed(x: ArrayLike, y: ArrayLike) -> Examples:
     x, y = np.asarray(x, np.float32), np.asarray(y, np.float32)
     return Examples(x, y.reshape(len(y), -1), None)
