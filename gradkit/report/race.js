@@ -73,12 +73,13 @@ function finish() {
 
 const say = (words) => { byId("summary").textContent = words; };
 
-function tick(now) {
-  if (!race.running) return;
-  const speed = Number(byId("speed").value);
-  const due = Math.floor((now - race.before) * speed / 1000);
-  if (due > 0) race.before = now;
-  if (due === 0 || advance(Math.min(due, 200))) requestAnimationFrame(tick);
+/** Goes on by itself, at the speed that is chosen now. */
+function goOn() {
+  clearTimeout(race.timer);
+  const speed = Number(byId("speed").value), count = Math.max(1, Math.round(speed / 50));
+  race.timer = setTimeout(() => {
+    if (race.running && advance(count)) goOn();
+  }, 1000 * count / speed);
 }
 
 /** Starts, goes on or pauses; where motion is not wanted, the whole race at once. */
@@ -93,8 +94,7 @@ function play() {
   race.running = true;
   byId("play").textContent = "Pause";
   say(`Racing from ${place(race.start)}.`);
-  race.before = performance.now();
-  requestAnimationFrame(tick);
+  goOn();
 }
 
 /** Moves the start to a point of the plane. */
@@ -129,7 +129,7 @@ function chooseSurface() {
   slider.min = (usual - 2).toFixed(2);
   slider.max = (usual + 1.2).toFixed(2);
   slider.value = usual.toFixed(2);
-  byId("damping").value = Math.log10(rounded(0.05 * curvatures().at[0])).toFixed(2);
+  byId("damping").value = Math.log10(rounded(0.01 * curvatures().at[0])).toFixed(2);
   drawPlane();
   readOptions();
   say(`Surface: ${race.surface.title}. Start at ${place(race.start)}.`);

@@ -108,7 +108,7 @@ def _controls() -> str:
     )
     speeds = "".join(
         f'<option value="{speed}"{" selected" if speed == 20 else ""}>{speed} steps/s</option>'
-        for speed in (5, 20, 60, 300)
+        for speed in (5, 20, 50, 250)
     )
     buttons = "".join(
         f'<button type="button" id="race-{name}">{label}</button>\n'
@@ -120,8 +120,8 @@ def _controls() -> str:
         )
     )
     return (
-        f'<div class="controls">\n<div class="surface"><label for="race-surface">Surface</label>\n'
-        f'<select id="race-surface"></select></div>\n{sliders}</div>\n'
+        '<div class="surface"><label for="race-surface">Surface</label>\n'
+        f'<select id="race-surface"></select></div>\n<div class="controls">\n{sliders}</div>\n'
         f'<div class="buttons">\n{buttons}<label for="race-speed">Speed</label>\n'
         f'<select id="race-speed">{speeds}</select></div>\n'
     )

@@ -13,14 +13,14 @@ const byId = (name) => document.getElementById(`race-${name}`);
 const data = JSON.parse(byId("data").textContent);
 const surfaces = data.slice ? { slice: ofRun(data), ...CLASSICS } : CLASSICS;
 const quiet = window.matchMedia("(prefers-reduced-motion: reduce)");
-const race = { surface: null, start: [0, 0], options: {}, walkers: [], running: false, before: 0 };
+const race = { surface: null, start: [0, 0], options: {}, walkers: [], running: false, timer: 0 };
 
 /** The slice of the run's loss as a surface. */
 function ofRun({ slice, where }) {
   const { a, b, eigenvalues } = slice, last = a.length - 1;
   return {
     title: `This run: its loss ${where}`, extent: [a[0], a[last], b[0], b[last]],
-    start: [0.4 * a[0], 0.5 * b[last]], minima: [], rate: rounded(0.3 / eigenvalues[0]),
+    start: [0.25 * a[0], 0.4 * b[last]], minima: [], rate: rounded(0.3 / eigenvalues[0]),
     axes: eigenvalues.map((l, i) => `along eigenvector ${i + 1} (λ = ${text(l)})`),
     bounded: true, at: splined(slice),
   };
@@ -210,7 +210,7 @@ function drawSpectrum() {
   for (const [method, [formula, bound]] of Object.entries(bounds)) {
     const item = add(list, "li");
     swatch(item, method, "M1 6h24");
-    const off = bound < span[1] ? "" : ", right of this axis";
+    const off = bound < span[1] ? "" : ", beyond this axis";
     add(item, "span", { text: `${formula} = ${text(bound)}: ${METHODS[method].title}${off}` });
   }
   byId("marks").textContent = `Bars: eigenvalues ${found.whose}${race.surface.bounded ? "; area: its "
@@ -221,7 +221,10 @@ function drawSpectrum() {
 /** What the spectrum says of the race. */
 function sentence({ at: [most, least], atStart, whose }, bounds) {
   const { rate } = race.options, limit = bounds.gd[1];
-  const factor = (name, l) => `|1 − η${name}| = ${text(Math.abs(1 - rate * l))}`;
+  const factor = (name, l) => { // no break inside of the formula
+    const shrunk = Math.abs(1 - rate * l), digits = Math.abs(1 - shrunk) < 0.05 ? 5 : 3;
+    return `|1\u00a0−\u00a0η${name}|\u00a0=\u00a0${text(shrunk, digits)}`;
+  };
   const along = race.surface.bounded ? "eigenvector 1" : "the steepest direction";
   const words = [`λ₁ = ${text(most)} ${whose} is`];
   if (most > limit) {
