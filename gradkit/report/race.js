@@ -14,7 +14,7 @@ function buildTable() {
     check.addEventListener("change", drawRace);
     swatch(label, method, "M1 6h24", MARKS[method]);
     add(label, "span", { text: title });
-    const kinds = ["number", "number", "number", ""];
+    const kinds = ["", "number", "number", "number"];
     const cells = kinds.map((kind) => add(row, "td", { class: kind }));
     const line = add(byId("ways"), "polyline", { class: `line m-${method}` });
     const mark = add(byId("ways"), "path", { class: `end m-${method}`, d: MARKS[method] });
@@ -42,7 +42,7 @@ function outcome({ at, here: { f, g, h }, steps }) {
     const [most, least] = eigen(h).values;
     return most > 0 && least > 0 ? "at a minimum" : most < 0 ? "at a maximum" : "at a saddle";
   }
-  return steps >= MOST_STEPS ? `still going after ${MOST_STEPS} steps` : "";
+  return steps >= MOST_STEPS ? "still going" : "";
 }
 
 /** Takes so many steps of every method that is under way; says whether any still is. */
@@ -68,7 +68,7 @@ function finish() {
   byId("play").textContent = "Start";
   const shown = race.walkers.filter((one) => one.row.check.checked);
   say(shown.map((one) => `${METHODS[one.method].title}: ${one.status}`
-    + (one.status.startsWith("still") ? "" : ` after ${one.steps} step${one.steps === 1 ? "" : "s"}`)).join("; ") + ".");
+    + ` after ${one.steps} step${one.steps === 1 ? "" : "s"}`).join("; ") + ".");
 }
 
 const say = (words) => { byId("summary").textContent = words; };

@@ -156,6 +156,6 @@ def _table() -> str:
     heads = "".join(f'<th class="number">{name}</th>' for name in ("Steps", "Loss", "‖Gradient‖"))
     return (
         '<div class="scroll" tabindex="0" role="region" aria-label="Methods in the race">\n'
-        f"<table><caption>The race so far</caption>\n<thead><tr><th>Method</th>{heads}"
-        '<th>Status</th></tr></thead>\n<tbody id="race-rows"></tbody></table>\n</div>\n'
+        f"<table><caption>The race so far</caption>\n<thead><tr><th>Method</th><th>Status</th>"
+        f'{heads}</tr></thead>\n<tbody id="race-rows"></tbody></table>\n</div>\n'
     )

@@ -17,13 +17,26 @@ const race = { surface: null, start: [0, 0], options: {}, walkers: [], running: 
 
 /** The slice of the run's loss as a surface. */
 function ofRun({ slice, where }) {
-  const { a, b, eigenvalues } = slice, last = a.length - 1;
+  const { a, b, eigenvalues } = slice, last = a.length - 1, at = splined(slice);
   return {
     title: `This run: its loss ${where}`, extent: [a[0], a[last], b[0], b[last]],
-    start: [0.25 * a[0], 0.4 * b[last]], minima: [], rate: rounded(0.3 / eigenvalues[0]),
+    start: fairStart(at, b[last]), minima: [], rate: rounded(0.3 / eigenvalues[0]),
     axes: eigenvalues.map((l, i) => `along eigenvector ${i + 1} (λ = ${text(l)})`),
-    bounded: true, at: splined(slice),
+    bounded: true, at,
   };
+}
+
+/** A first start: a point far out, from which Newton's method finds its way too. */
+function fairStart(at, reach) {
+  for (let share = 0.6; share > 0.1; share -= 0.05) {
+    for (let k = 0; k < 12; k++) {
+      const angle = Math.PI * (0.7 + k / 6); // up and to the left first
+      const spot = [share * reach * Math.cos(angle), share * reach * Math.sin(angle)];
+      const { f, h } = at(...spot);
+      if (eigen(h).values[1] > 0 && run({ at }, "newton", spot, {}, 20).f < f) return spot;
+    }
+  }
+  return [-0.1 * reach, 0.1 * reach];
 }
 
 /** A number as the page writes it. */
@@ -138,9 +151,8 @@ function drawRace() {
     one.mark.setAttribute("visibility", lost ? "hidden" : visible);
     if (!lost) one.mark.setAttribute("transform", `translate(${spot(one.at)})`);
     const { f, g } = one.here;
-    [String(one.steps), text(f, 4), text(Math.hypot(...g)), one.status].forEach((words, i) => {
-      one.row.cells[i].textContent = words;
-    });
+    const words = [one.status, String(one.steps), text(f, 4), text(Math.hypot(...g))];
+    one.row.cells.forEach((cell, i) => { cell.textContent = words[i]; });
   }
 }
 
@@ -223,22 +235,23 @@ function sentence({ at: [most, least], atStart, whose }, bounds) {
   const { rate } = race.options, limit = bounds.gd[1];
   const factor = (name, l) => { // no break inside of the formula
     const shrunk = Math.abs(1 - rate * l), digits = Math.abs(1 - shrunk) < 0.05 ? 5 : 3;
-    return `|1\u00a0−\u00a0η${name}|\u00a0=\u00a0${text(shrunk, digits)}`;
+    return `|1\u00a0−\u00a0η${name}|\u2060\u00a0=\u00a0${text(shrunk, digits)}`;
   };
   const along = race.surface.bounded ? "eigenvector 1" : "the steepest direction";
   const words = [`λ₁ = ${text(most)} ${whose} is`];
   if (most > limit) {
-    words.push(`above 2/η = ${text(limit)}: gradient descent oscillates with growing amplitude`,
+    words.push(`above 2/\u2060η = ${text(limit)}: gradient descent oscillates with growing amplitude`,
       `along ${along}, ${factor("λ₁", most)} times a step.`);
     const stable = ["momentum", "nesterov"].filter((method) => most < bounds[method][1]);
     const names = stable.map((method) => METHODS[method].title).join(" and ");
     if (names) words.push(`${names} still settle${stable.length > 1 ? "" : "s"}.`);
   } else {
     const way = rate * most > 1 ? "oscillates and settles" : "settles without overshooting";
-    words.push(`below 2/η = ${text(limit)}: gradient descent ${way} along ${along},`,
+    words.push(`below 2/\u2060η = ${text(limit)}: gradient descent ${way} along ${along},`,
       `${factor("λ₁", most)} times a step`);
     const slow = `; across it, λ₂ = ${text(least)}, ${factor("λ₂", least)}`;
     words.push(`${words.pop()}${least > 0 ? slow : ""}.`);
+    if (most > bounds.nesterov[1]) words.push("It is above the limit of Nesterov, which diverges.");
   }
   if (atStart[1] < 0) {
     words.push(`At the start λ₂ = ${text(atStart[1])} is negative: along it descent moves away,`,

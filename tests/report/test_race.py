@@ -186,7 +186,7 @@ const slide = (id, value) => {
   byId(id).dispatchEvent(new Event("input"));
 };
 (async () => {
-  const seen = { first: words("summary") };
+  const seen = { first: words("summary"), convex: curvatures().atStart[1] };
   seen.options = [...byId("surface").options].map((option) => option.value);
   byId("surface").value = "saddle";
   byId("surface").dispatchEvent(new Event("change"));
@@ -234,7 +234,7 @@ def test_the_page_loads_without_a_word_on_the_console(page, tmp_path):
     assert console == []
     assert document.count("<option value=") == 5 + 4
     assert len(re.findall(r'<path d="M[^"]{200,}', document)) >= 12  # contours
-    assert "is below 2/η" in document
+    assert "is below 2/\u2060η" in document
     assert "NaN" not in re.sub(r"<script.*?</script>", "", document, flags=re.DOTALL)
 
 
@@ -250,19 +250,20 @@ def test_no_other_script_runs(page, tmp_path):
 def test_the_reader_moves_starts_pauses_and_slides(raced):
     seen = raced["seen"]
     assert seen["options"] == list(CASES)
-    assert "Start at (−0.5, 0.8)" in seen["first"]
+    assert "Surface: This run: its loss at step 300" in seen["first"]
+    assert seen["convex"] > 0
     np.testing.assert_allclose(seen["moved"], [-1.5 + 0.08, 0.1 - 0.4])
     assert (seen["before"], seen["playing"], seen["paused"]) == (0, "Pause", "Go on")
     assert seen["later"] == pytest.approx(20, abs=2)  # a second later
-    assert {row[1] for row in seen["stepped"]} == {"1"}
-    status = {row[0]: row[4] for row in seen["end"]}
+    assert {row[2] for row in seen["stepped"]} == {"1"}
+    status = {row[0]: row[1] for row in seen["end"]}
     assert status["Newton"] == "at a saddle"
     assert status["Gradient descent"] == status["Saddle-free Newton"] == "at a minimum"
     assert "Newton: at a saddle after" in seen["summary"]
-    assert seen["says"].startswith("λ₁ = 2 at the minimum (0, −1) is above 2/η = 1.26: ")
+    assert seen["says"].startswith("λ₁ = 2 at the minimum (0, −1) is above 2/\u2060η = 1.26: ")
     assert "with growing amplitude" in seen["says"]
     assert "2(1 + μ)/η = 2.4: Momentum" in seen["limits"]
-    assert seen["fast"][0][4] != "at a minimum"
+    assert seen["fast"][0][1] != "at a minimum"
     np.testing.assert_allclose(seen["clicked"], [-1, -1], atol=0.01)
     assert seen["running"]
 
