@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from gradkit.report.findings import extremes
 from gradkit.report.markup import section
 from gradkit.report.quantities import finite, number
 from gradkit.report.series import data_words
@@ -61,18 +62,18 @@ def _data(spectrum: Spectrum) -> dict[str, Any] | None:
     a, b, loss = (arrays.get(slice_array(name)) for name in ("a", "b", "loss"))
     if not isinstance(about, dict) or a is None or b is None or loss is None:
         return None
-    values = [finite(value) for value in about.get("eigenvalues") or []]
+    values = [known for x in about.get("eigenvalues") or [] if (known := finite(x)) is not None]
     sound = all(np.isfinite(x).all() for x in (a, b, loss))
-    if None in values or len(values) != 2 or not sound or loss.shape != (len(a), len(b)):
+    if len(values) != 2 or not values[0] > 0 or not sound or loss.shape != (len(a), len(b)):
         return None
     if len(a) < 4 or np.ptp(loss) == 0:
         return None
-    ends = [(spectrum.values.get(end) or {}).get("values") or [] for end in ("largest", "smallest")]
+    listed = [value for end in ("largest", "smallest") for value, *_ in extremes(spectrum, end)]
     at = "" if spectrum.step is None else f"at step {number(spectrum.step)}, "
     return {
         "where": f"{at}data: {data_words(spectrum)}",
         "slice": {"eigenvalues": values, "a": _short(a), "b": _short(b), "loss": _short(loss)},
-        "eigenvalues": [value for end in ends for value in end if finite(value) is not None],
+        "eigenvalues": listed or values,
         "density": _density(arrays),
     }
 

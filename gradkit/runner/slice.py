@@ -93,12 +93,10 @@ def _loss_at(
     subject: Subject, plane: tuple[PyTree, PyTree], micro_batch: int | None, a: float, b: float
 ) -> float:
     params = _moved(subject.params, *plane, a, b)
-    n = subject.examples or 1
-    cuts = itertools.pairwise([*range(0, n, micro_batch or n), n])
     if micro_batch is None:
         return float(_value(subject.problem, params, subject.batch))
-    total = 0.0
-    for start, stop in cuts:
+    n, total = subject.examples or 1, 0.0
+    for start, stop in itertools.pairwise([*range(0, n, micro_batch), n]):
         part = jax.tree.map(lambda x, start=start, stop=stop: x[start:stop], subject.batch)
         total += (stop - start) / n * float(_value(subject.problem, params, part))
     return total

@@ -151,7 +151,7 @@ FLAGS = (
 )
 
 
-def opened(page, folder, script=None, *, allowed=True):
+def opened(page, folder, script=None, *flags, allowed=True):
     """The document as a browser has it after a script of the test ran, and the console's lines."""
     if script is not None:
         page = page.replace("</body>", f"<script>{script}</script></body>")
@@ -159,7 +159,13 @@ def opened(page, folder, script=None, *, allowed=True):
             page = page.replace(POLICY, f"{POLICY} '{digest(script)}'")
     file = Path(folder) / "page.html"
     file.write_text(page, "utf-8")
-    command = [CHROMIUM, *FLAGS.split(), f"--user-data-dir={folder / 'profile'}", file.as_uri()]
+    command = [
+        CHROMIUM,
+        *FLAGS.split(),
+        *flags,
+        f"--user-data-dir={folder / 'profile'}",
+        file.as_uri(),
+    ]
     done = subprocess.run(command, capture_output=True, timeout=120, check=True)
     console = [line for line in done.stderr.decode().splitlines() if "CONSOLE" in line]
     return done.stdout.decode(), console
@@ -266,6 +272,14 @@ def test_the_reader_moves_starts_pauses_and_slides(raced):
     assert seen["fast"][0][1] != "at a minimum"
     np.testing.assert_allclose(seen["clicked"], [-1, -1], atol=0.01)
     assert seen["running"]
+
+
+@browser
+def test_where_motion_is_not_wanted_the_race_is_drawn_at_once(page, tmp_path):
+    script = 'byId("play").click(); document.title = race.walkers.map((one) => one.done).join()'
+    document, console = opened(page, tmp_path, script, "--force-prefers-reduced-motion")
+    assert console == []
+    assert f"<title>{','.join(['true'] * 8)}</title>" in document
 
 
 # Against gradkit
