@@ -1,4 +1,4 @@
-"""A record as one self-contained page: no network, no script, figures inline."""
+"""A record as one self-contained page: no network, figures inline, no script but the race."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ from gradkit.report.findings import (
 )
 from gradkit.report.markup import figure, scroll, section
 from gradkit.report.quantities import finite, number, percent, seconds
+from gradkit.report.race import POLICY as RACE_POLICY
+from gradkit.report.race import STYLE as RACE_STYLE
+from gradkit.report.race import race_section
 from gradkit.report.sharpness import sharpness_part
 from gradkit.report.spectra import condition_number, spectra_sections
 from gradkit.report.style import STYLE
@@ -45,10 +48,15 @@ def write_report(record: Record) -> Path:
 
 def page(record: Record, drawn: Mapping[str, str]) -> str:
     """The page as text, from a record and its figures."""
+    race = race_section(record)
+    policy, style = _POLICY, STYLE
+    if race:
+        policy, style = f"{policy}; {RACE_POLICY}", f"{style}\n{RACE_STYLE}"
     parts = [
         _header(record),
         _curves(record, drawn),
         spectra_sections(record, drawn),
+        race,
         _config(record),
         _environment(record),
         _footer(record),
@@ -56,8 +64,8 @@ def page(record: Record, drawn: Mapping[str, str]) -> str:
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        f"<title>{escape(record.name)} – gradkit</title>\n<style>\n{STYLE}\n</style>\n</head>\n"
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        f"<title>{escape(record.name)} – gradkit</title>\n<style>\n{style}\n</style>\n</head>\n"
         "<body>\n<main>\n"
         + "\n".join(part for part in parts if part)
         + "\n</main>\n</body>\n</html>\n"

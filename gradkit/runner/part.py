@@ -31,8 +31,8 @@ def measure(
     *,
     label: str | None = None,
     gradient: PyTree = None,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the numbers and the arrays to keep of the spectrum of an operator.
+) -> tuple[dict[str, Any], dict[str, Any], Eigenpairs]:
+    """Returns the numbers and the arrays to keep of the spectrum of an operator; its largest pairs.
 
     Args:
         A: the operator, or one of its blocks.
@@ -88,7 +88,7 @@ def measure(
     if gradient is not None:
         point = found.critical_point(gradient)
         numbers["point"] = {"kind": point.kind, "evidence": point.evidence}
-    return numbers, arrays
+    return numbers, arrays, found.largest
 
 
 def _estimate(estimate: gk.Estimate) -> dict[str, float] | None:

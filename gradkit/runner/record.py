@@ -6,7 +6,8 @@ RUN/
   env.json          versions, device, data hash, command
   metrics.jsonl     one JSON object a line, each with its step: the truth about the run
   summary.json      written at the end of the run
-  spectrum.json     the Hessian at the last checkpoint, with spectrum.npz beside it
+  spectrum.json     the Hessian at the last checkpoint, with spectrum.npz beside it, in which are
+                    densities, and the loss on the plane of two eigenvectors
   spectra/          every other spectrum: STEP-OPERATOR-DATA.json and .npz
 ```
 The folder of a model trained elsewhere has its `env.json` and spectra alone.
@@ -37,7 +38,12 @@ SPECTRUM = "spectrum.json"
 ARRAYS = "spectrum.npz"
 SPECTRA = "spectra"
 
-_SHAPES = {("nodes", "weights"): 2, ("grid", "density", "spread"): 1}
+_SHAPES = {
+    ("nodes", "weights"): 2,
+    ("grid", "density", "spread"): 1,
+    ("slice/a", "slice/b"): 1,
+    ("slice/loss",): 2,
+}
 
 
 @dataclass(frozen=True)
@@ -179,6 +185,11 @@ def block_array(block: str, name: str) -> str:
     return f"blocks/{block}/{name}"
 
 
+def slice_array(name: str) -> str:
+    """The name in an `.npz` file of an array of the slice of the loss: of `a`, `b`, `loss`."""
+    return f"slice/{name}"
+
+
 def read_metrics(path: Path) -> tuple[list[dict[str, Any]], bool]:
     """The lines of a metrics file, and whether a last line cut short was dropped.
 
@@ -300,7 +311,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
             found = {name: arrays[name] for name in arrays.files}
     except Exception as error:  # zip, zlib and numpy each have their own for a damaged file
         raise UserError(f"{path}: not a readable .npz file: {error}") from None
-    for prefix in {name[: name.rfind("/") + 1] for name in found}:
+    for prefix in {name[: name.rfind("/") + 1] for name in found} | {""}:
         for names, axes in _SHAPES.items():
             shapes = {n: found[prefix + n].shape for n in names if prefix + n in found}
             if len(set(shapes.values())) > 1 or any(len(s) != axes for s in shapes.values()):

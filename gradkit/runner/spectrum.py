@@ -23,6 +23,7 @@ import numpy as np
 import gradkit as gk
 from gradkit.runner import part, record
 from gradkit.runner.errors import UserError
+from gradkit.runner.slice import loss_slice
 from gradkit.runner.subject import Subject, file_name
 from gradkit.tree import norm
 
@@ -82,10 +83,10 @@ def compute(subject: Subject, options: Options) -> dict[str, Any]:
     for block, B in missing.items():
         place = krylov / ("whole" if block is None else f"block-{list(operators).index(block)}")
         at = gradient if block is None and settings["operator"] == "hessian" else None
-        found, sampled = part.measure(B, settings, place, label=block, gradient=at)
+        found, sampled, largest = part.measure(B, settings, place, label=block, gradient=at)
         if block is None:
             result = began | found | {"blocks": {}}
-            arrays = sampled
+            arrays = sampled | _slice(subject, settings, result, largest, at)
         else:
             assert result is not None
             result = result | {"blocks": result["blocks"] | {block: found}}
@@ -224,6 +225,18 @@ def _loss(subject: Subject, micro_batch: int | None) -> tuple[float, PyTree]:
 def _value_and_gradient(problem: gk.Problem, params: PyTree, batch: PyTree):
     point = gk.observe(problem, params, batch)
     return point.value, point.grad
+
+
+def _slice(
+    subject: Subject, settings: dict[str, Any], result: dict[str, Any], pairs: Any, gradient: PyTree
+) -> dict[str, Any]:
+    """The arrays of the slice of the loss, of which `result` tells; of the plain spectrum alone."""
+    if not subject.plain or gradient is None:
+        return {}
+    result["slice"], arrays = loss_slice(
+        subject, pairs, gradient=gradient, micro_batch=settings["micro_batch"]
+    )
+    return {record.slice_array(name): array for name, array in arrays.items()}
 
 
 def _keep(subject: Subject, name: str, result: dict[str, Any], arrays: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """`gradkit spectrum` on runs and on models trained elsewhere, against dense matrices in float64."""
 
+import itertools
 import json
 import shutil
 import signal
@@ -283,7 +284,8 @@ def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(here, monkeypatch, c
     assert not Path("run/spectrum.json").exists()
     monkeypatch.setattr(progress.Progress, "update", note)
     assert run_command("spectrum", "run", "--no-density") == 0
-    assert titles == ["residuals"] * 5  # and no eigenpairs are looked for
+    assert titles[:5] == ["residuals"] * 5  # and no eigenpairs are looked for
+    assert set(titles[5:]) == {"slice of the loss"}
     again = record.open_record("run").main
     assert again.values | {"seconds": 0} == whole.values | {"seconds": 0}
     assert again.values["seconds"] is None
@@ -318,6 +320,43 @@ def test_a_damaged_saved_state_is_told_and_kept(here, monkeypatch, refused):
     message = refused("run")
     assert "stage-000.npz: a damaged saved state" in message
     assert f"Delete {place} " in message or f"delete {place} " in message
+
+
+# The slice of the loss
+
+
+def test_the_plain_spectrum_alone_has_a_slice_of_the_loss(looked_at, monkeypatch):
+    monkeypatch.chdir(looked_at)
+    *others, main = record.open_record("run").spectra
+    assert main.values["slice"]["eigenvalues"] == main.values["largest"]["values"][:2]
+    (one,) = subject.of_run(record.open_record("run"))
+    _, Q = np.linalg.eigh(exact(one))
+    flat, unravel = ravel_pytree(one.params)
+    a, b, loss = (main.arrays[record.slice_array(name)] for name in ("a", "b", "loss"))
+    found = []
+    for signs in itertools.product((1, -1), repeat=2):  # eigenvectors have none
+        there = flat + signs[0] * a[20] * Q[:, -1] + signs[1] * b[7] * Q[:, -2]
+        found.append(float(one.problem.value(unravel(there), one.batch)))
+    assert min(np.abs(np.array(found) / loss[20, 7] - 1)) < 1e-5
+    assert loss[len(a) // 2, len(b) // 2] == pytest.approx(main.values["loss"])
+    for other in others:
+        assert "slice" not in other.values
+        assert not any(name.startswith("slice/") for name in other.arrays)
+    page = Path("run/report.html").read_text("utf-8")
+    assert 'id="race-plot"' in page
+    assert len(page.encode()) < 500_000
+
+
+def test_a_result_from_before_there_were_slices_is_kept_and_read(here_too, monkeypatch):
+    main = record.open_record("run").main
+    old = {name: x for name, x in main.arrays.items() if not name.startswith("slice/")}
+    record.write_arrays("run/spectrum.npz", **old)
+    record.write_json("run/spectrum.json", {k: v for k, v in main.values.items() if k != "slice"})
+    kept = Path("run/spectrum.npz").read_bytes()
+    monkeypatch.delattr(gk, "spectrum")
+    assert run_command("spectrum", "run") == 0
+    assert Path("run/spectrum.npz").read_bytes() == kept
+    assert "<script" not in Path("run/report.html").read_text("utf-8")
 
 
 # Mistakes
