@@ -157,13 +157,18 @@ def _users(config: Config) -> Task:
     """A task of a user's: an object, or what a function of his returns."""
     assert config.task is not None
     spec, arguments = config.task.name, config.task.arguments
-    found: Any
     found, source = imported.imported(spec, "task")
     if isinstance(found, type) or (callable(found) and not hasattr(found, "predict")):
         with imported.told(source, f"task {spec} fails"):
             names = inspect.signature(found).parameters
             _takes(spec, names, arguments)
             found = found(load(config.data), **arguments) if "data" in names else found(**arguments)
+    task = _as_task(found, source, spec)
+    _check(task, spec)
+    return task
+
+
+def _as_task(found: Any, source: Path, spec: str) -> Task:
     required = ("data", "init", "predict", "criterion")
     if missing := [name for name in required if not hasattr(found, name)]:
         raise UserError(
@@ -175,11 +180,9 @@ def _users(config: Config) -> Task:
             f"task: {spec}: data: expected a gradkit.runner.data.dataset.Dataset, got "
             f"{imported.described(found.data)}"
         )
-    given = [field.name for field in dataclasses.fields(Task) if hasattr(found, field.name)]
-    fields: dict[str, Any] = {name: getattr(found, name) for name in given}
-    task = Task(**fields | {"source": source})
-    _check(task, spec)
-    return task
+    names = [field.name for field in dataclasses.fields(Task) if hasattr(found, field.name)]
+    given: dict[str, Any] = {name: getattr(found, name) for name in names}
+    return Task(**{**given, "source": source})
 
 
 def _takes(spec: str, names: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
