@@ -98,10 +98,13 @@ def _parser() -> argparse.ArgumentParser:
     sweep = commands.add_parser(
         "sweep",
         help="a run for each combination of values",
-        usage="gradkit sweep CONFIG key.path=value,value... [seed=0:5] [--out FOLDER]",
+        usage="gradkit sweep CONFIG key.path=value,value... [seed=0:5] [--out FOLDER] [--vmap]",
     )
     sweep.add_argument("words", nargs="+", metavar="CONFIG key.path=value,value...")
     sweep.add_argument("--out", metavar="FOLDER", help="folder of the runs; sweeps/NAME by default")
+    sweep.add_argument(
+        "--vmap", action="store_true", help="train the seeds of a point at once, vectorized"
+    )
     sweep.set_defaults(action=_sweep, parser=sweep)
 
     compare = commands.add_parser("compare", help="runs side by side, means over their seeds")
@@ -204,12 +207,14 @@ def _sweep(parsed: argparse.Namespace, arguments: Sequence[str]) -> int:
 
     from gradkit.runner import train
 
+    command, workshop = ["gradkit", *arguments], train.Workshop()
     try:
         sweep.run(
             points,
             lambda line: print(line, file=sys.stderr),
-            begin=lambda config, folder: train.begin(config, folder, ["gradkit", *arguments]),
+            begin=lambda config, folder: train.begin(config, folder, command, workshop),
             resume=train.resume,
+            together=_together(command) if parsed.vmap else None,
         )
     except KeyboardInterrupt as error:
         return _fail(f"interrupted; the same command goes on: {again}", _signaled(error))
@@ -218,6 +223,12 @@ def _sweep(parsed: argparse.Namespace, arguments: Sequence[str]) -> int:
     records = [record.open_record(point.folder) for point in points]
     print(compare.table(compare.compared(records)))
     return 0
+
+
+def _together(command: Sequence[str]) -> Callable[..., Any]:
+    from gradkit.runner import together
+
+    return lambda configs, folders: together.begin(configs, folders, command)
 
 
 def _compare(parsed: argparse.Namespace, _: Sequence[str]) -> int:

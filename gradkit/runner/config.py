@@ -34,6 +34,7 @@ __all__ = [
     "explained",
     "load",
     "resolved",
+    "seedless",
 ]
 
 
@@ -146,6 +147,11 @@ def dump(config: Config) -> str:
     text = io.StringIO()
     yaml().dump(tree, text)
     return text.getvalue()
+
+
+def seedless(config: Config) -> str:
+    """Returns a config as text but for its seed and its name."""
+    return dump(config.model_copy(update={"seed": 0, "name": "any"}))
 
 
 def _located(detail: ErrorDetails, document: Document) -> tuple[Place, str]:
