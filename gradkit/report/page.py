@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from gradkit.report.environment import environment
 from gradkit.report.figures import figures
 from gradkit.report.findings import (
     extremes,
@@ -16,15 +16,11 @@ from gradkit.report.findings import (
     outcome_sentence,
     read_spectrum,
 )
-from gradkit.report.markup import figure, scroll, section
+from gradkit.report.markup import document, figure, footer, section
 from gradkit.report.quantities import finite, number, percent, seconds
 from gradkit.report.sharpness import sharpness_part
 from gradkit.report.spectra import condition_number, spectra_sections
-from gradkit.report.style import STYLE
 from gradkit.runner.record import ENV, Record, gradient_equivalents, write_text
-
-# The page can load nothing, whatever a record holds.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 def write_report(record: Record) -> Path:
@@ -50,18 +46,10 @@ def page(record: Record, drawn: Mapping[str, str]) -> str:
         _curves(record, drawn),
         spectra_sections(record, drawn),
         _config(record),
-        _environment(record),
-        _footer(record),
+        environment(record),
+        footer(record),
     ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        f"<title>{escape(record.name)} – gradkit</title>\n<style>\n{STYLE}\n</style>\n</head>\n"
-        "<body>\n<main>\n"
-        + "\n".join(part for part in parts if part)
-        + "\n</main>\n</body>\n</html>\n"
-    )
+    return document(f"{record.name} – gradkit", parts)
 
 
 def _header(record: Record) -> str:
@@ -179,41 +167,3 @@ def _config(record: Record) -> str:
     return section(
         "Config", f'<pre tabindex="0" aria-label="Resolved config"><code>{text}</code></pre>\n'
     )
-
-
-def _environment(record: Record) -> str:
-    if not record.env:
-        return section("Environment", f"<p>{ENV} is missing.</p>")
-    rows = "".join(
-        f'<tr><th scope="row">{escape(str(name))}</th><td>{_cell(name, value)}</td></tr>\n'
-        for name, value in record.env.items()
-    )
-    return section(
-        "Environment",
-        scroll(
-            "Environment",
-            f"<table><caption>Where and with what this was made</caption>\n<tbody>\n"
-            f"{rows}</tbody></table>",
-        ),
-    )
-
-
-def _cell(name: str, value: Any) -> str:
-    if name == "command" and isinstance(value, list):
-        return f"<code>{escape(shlex.join(map(str, value)))}</code>"
-    if isinstance(value, dict):
-        return "<br>".join(f"{escape(str(key))} {_inline(item)}" for key, item in value.items())
-    return _inline(value)
-
-
-def _inline(value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        text = escape("not known" if value is None else str(value))
-        return f"<code>{text}</code>" if len(text) > 30 else text
-    return escape(number(value, 6))
-
-
-def _footer(record: Record) -> str:
-    version = record.env.get("gradkit")
-    made = f"gradkit {version}" if version else "gradkit"
-    return f"<footer>Made with {escape(made)}; this page holds all of its figures.</footer>"

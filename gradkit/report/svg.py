@@ -8,6 +8,7 @@ figure's name, so that several figures can stand in one page.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import StringIO
@@ -23,6 +24,7 @@ _STYLE = {
     "font.family": ["DejaVu Sans"],
     "font.size": 9,
     "text.color": INK,
+    "text.parse_math": False,  # a dollar in a name is a dollar
     "axes.labelcolor": INK,
     "axes.edgecolor": INK,
     "axes.linewidth": 0.6,
@@ -58,7 +60,9 @@ _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 @contextmanager
 def drawing(name: str) -> Iterator[None]:
     """The style in which a figure is made and saved; matplotlib's settings are restored after."""
-    with matplotlib.style.context(["default", _STYLE | {"svg.hashsalt": name}]):
+    style = matplotlib.style.context(["default", _STYLE | {"svg.hashsalt": name}])
+    with style, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the page's fonts have it
         yield
 
 
