@@ -11,7 +11,13 @@ from gradkit.report.environment import differences, environment_table
 from gradkit.report.findings import extremes
 from gradkit.report.markup import document, figure, footer, section, table
 from gradkit.report.quantities import number, with_error
-from gradkit.report.sensitivity import sensitivity_figures, shown_lines, swept
+from gradkit.report.sensitivity import (
+    Swept,
+    best_values,
+    sensitivity_figures,
+    shown_lines,
+    swept,
+)
 from gradkit.report.series import data_words, operator_words
 from gradkit.report.spectra import condition_number
 from gradkit.report.verdict import headline, lead, mean_words, notes
@@ -23,12 +29,14 @@ from gradkit.runner.rows import (
     columns,
     judge,
     more_is_better,
+    ranked,
     short_names,
     shown,
 )
 
 ABOUT = "gradkit comparison"
-_SPECTRA = 40  # rows of the table
+_LISTED = 60  # rows of a table
+_FIGURES = 400_000  # characters of all figures
 _COSTS = {"steps": "Steps", "seconds": "Time [s]", "gradients": "Gradient-equivalents"}
 
 
@@ -50,7 +58,10 @@ def write_comparison(rows: Sequence[Row], path: Path) -> Path:
 def comparison(rows: Sequence[Row]) -> str:
     """The page as text."""
     curves = bands_figure(rows)
-    drawn = sensitivity_figures(rows) | ({"curves": curves} if curves else {})
+    drawn = {"curves": curves} if curves else {}
+    for name, svg in sensitivity_figures(rows).items():
+        if sum(map(len, drawn.values())) + len(svg) < _FIGURES:
+            drawn[name] = svg
     title = headline(rows)
     parts = [
         _header(rows, title),
@@ -84,23 +95,30 @@ def _header(rows: Sequence[Row], title: str) -> str:
 def _table(rows: Sequence[Row]) -> str:
     settings = short_names([*rows[0].settings])
     figures = [name for name in columns(rows) if not name.startswith("best_train_")]
+    figures.sort(key=lambda name: (name.startswith("best_"), name == "train_loss"))
     best = {name: _best(rows, name) for name in figures}
     head = [*(settings.values() or ["Run"]), "Runs", *(name.replace("_", " ") for name in figures)]
     lines = []
-    for row in rows:
+    for row in _listed(rows):
         cells = [shown(row.settings[key]) for key in settings] or [row.label]
-        ends = [_end(row, name, best[name]) for name in figures]
-        lines.append([*cells, _ended(row), *ends])
-    words = (
-        "Means over the runs of a row ± the standard error of the mean, at the end of training"
-        + (
-            ", and as “best” at the best of all evaluations"
-            if any("best" in n for n in figures)
-            else ""
-        )
-        + ("; ★ the best of a column" if len(rows) > 1 else "")
-    )
-    return section("Comparison", table(words, head, lines, len(settings) or 1))
+        lines.append([*cells, _ended(row), *(_end(row, name, best[name]) for name in figures)])
+    words = "Means over the runs of a row ± the standard error of the mean"
+    if any(name.startswith("best_") for name in figures):
+        words += ", at the end, and as “best” at the best of all evaluations"
+    if len(rows) > 1:
+        words += "; ★ the best of a column"
+    if len(lines) < len(rows):
+        words += f"; the {len(lines)} best of {len(rows)} rows"
+    ends = table("The end of training", head, lines, len(settings) or 1)
+    return section("Comparison", f"<p>{escape(words)}.</p>\n{ends}")
+
+
+def _listed(rows: Sequence[Row]) -> list[Row]:
+    """The rows that tables have: all, or of many the best, in their own order."""
+    if len(rows) <= _LISTED:
+        return list(rows)
+    best = set([*ranked(rows), *rows][:_LISTED])
+    return [row for row in rows if row in best]
 
 
 def _best(rows: Sequence[Row], name: str) -> float | None:
@@ -150,47 +168,40 @@ def _curves(rows: Sequence[Row], drawn: dict[str, str]) -> str:
 def _sensitivity(rows: Sequence[Row], drawn: dict[str, str]) -> str:
     if len(rows) < 2:
         return ""
-    judged = judge(rows) or ""
-    parts = []
+    judged, parts = judge(rows) or "", []
     for place, one in enumerate(swept(rows)):
-        lines = shown_lines(one, judged)
-        words = "The end of training, with standard errors over the runs of a row"
-        words += (
-            "; × at the edge: here runs diverged, some or all."
-            if any("diverged" in row.ended for _, line in lines for row in line)
-            else "."
-        )
-        if len(lines) > 1:
-            words += " Rows on one line differ in nothing else."
-        if len(lines) < len(one.lines):
-            words = f"The {len(lines)} best of {len(one.lines)} lines. {words}"
         name = f"sensitivity-{place}"
-        svg = figure(drawn, name, f"Final figures against {one.name}.", words, wide=True)
-        parts.append(f"<h3>{escape(_sensitivity_title(rows, one.key, one.name))}</h3>\n{svg}")
+        if name in drawn:
+            title = escape(best_values(one, judged)[0])
+            words = _sensitivity_words(one, judged)
+            svg = figure(drawn, name, f"Final figures against {one.name}.", words, wide=True)
+            parts.append(f"<h3>{title}</h3>\n{svg}")
+        elif parts:
+            parts.append(f"<p>{escape(one.name)}: not drawn, to keep this page small.</p>\n")
     if not parts:
         parts = ["<p>No setting was varied with all others as they were.</p>\n"]
     return section("Sensitivity", "".join(parts))
 
 
-def _sensitivity_title(rows: Sequence[Row], key: str, name: str) -> str:
-    """Where the best of the setting's values lies, when it is a number: inside or at an edge."""
-    one = next(one for one in swept(rows) if one.key == key)
-    figure_name = judge(rows)
-    known = [row for _, line in one.lines for row in line if figure_name in row.figures]
-    if figure_name is None or not known:
-        return name
-    best = min(known, key=lambda row: row.figures[figure_name].value).settings[key]
-    words = f"{name}: best at {shown(best)}"
-    if not one.numeric or best not in (one.values[0], one.values[-1]):
-        return words
-    side = "smallest" if best == one.values[0] else "largest"
-    return f"{words}, the {side} that was tried"
+def _sensitivity_words(one: Swept, judged: str) -> str:
+    """The caption of a sensitivity."""
+    lines = shown_lines(one, judged)
+    words = "The end of training, with standard errors over the runs of a row"
+    if any("diverged" in row.ended for _, line in lines for row in line):
+        words += "; × at the edge: here runs diverged, some or all"
+    words += "."
+    if len(lines) > 1:
+        what = "Points on one line" if one.numeric else "Points of one color"
+        words += f" {what} differ in nothing else. {best_values(one, judged)[1]}"
+    if len(lines) < len(one.lines):
+        words = f"The {len(lines)} best of {len(one.lines)} lines. {words}"
+    return words
 
 
 def _budgets(rows: Sequence[Row]) -> str:
     lines = [
         [row.label, *(mean_words(row.budget.get(cost)) for cost in _COSTS)]
-        for row in rows
+        for row in _listed(rows)
         if row.budget
     ]
     if not lines:
@@ -220,10 +231,10 @@ def _spectra(rows: Sequence[Row]) -> str:
             condition_number(spectrum),
             _interval(spectrum),
         ]
-        for row, seed, spectrum in found[:_SPECTRA]
+        for row, seed, spectrum in found[:_LISTED]
     ]
     head = ("Row", "Seed", "Operator", "Data", "λ max", "λ min", "Condition", "Interval")
-    some = f", the first {_SPECTRA} of {len(found)}" if len(found) > _SPECTRA else ""
+    some = f", the first {_LISTED} of {len(found)}" if len(found) > _LISTED else ""
     return section("Spectra", table(f"Extreme eigenvalues with residuals{some}", head, lines, 4))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gradkit.report.environment import environment
-from gradkit.report.figures import figures
+from gradkit.report.figures import figures, other_metrics
 from gradkit.report.findings import (
     extremes,
     first_not_finite,
@@ -95,6 +95,7 @@ def _numbers(record: Record) -> str:
         ("Test loss", number(final.get("test_loss"))),
         ("Training accuracy", percent(final.get("train_accuracy"))),
         ("Training loss", number(final.get("train_loss"))),
+        *_other_numbers(final),
         ("Steps", number(summary.get("steps", last.get("step")))),
         ("Time", seconds(summary.get("seconds", last.get("time")))),
         ("Time to compile", seconds(summary.get("compile_seconds"))),
@@ -112,14 +113,26 @@ def _numbers(record: Record) -> str:
     return f'<dl class="numbers">\n{items}</dl>\n' if items else ""
 
 
+def _other_numbers(final: dict[str, Any]) -> list[tuple[str, str]]:
+    """What was evaluated besides losses and accuracies, on data held out."""
+    known = ("test_loss", "test_accuracy")
+    names = [name for name in final if name.startswith(("test_", "validation_"))]
+    return [
+        (escape(name.replace("_", " ").capitalize()), number(final[name]))
+        for name in names
+        if name not in known
+    ]
+
+
 def _final(record: Record) -> dict[str, Any]:
-    """The summary's losses and accuracies; while a run is unfinished, the last recorded ones."""
-    if record.summary is not None:
-        return record.summary
+    """The figures at the end; while a run is unfinished, the last recorded ones."""
+    summary = record.summary or {}
+    if summary.get("status") == "diverged":
+        return summary
     merged: dict[str, Any] = {}
     for line in record.metrics:
         merged |= line
-    return merged
+    return merged | {name: value for name, value in summary.items() if value is not None}
 
 
 def _curves(record: Record, drawn: Mapping[str, str]) -> str:
@@ -145,7 +158,11 @@ def _curves(record: Record, drawn: Mapping[str, str]) -> str:
         "Gradient norm and learning rate against step.",
         "Norm of the training batch's gradient, and the learning rate where one is defined.",
     )
-    curves = f'{loss}<div class="pair">\n{accuracy}{dynamics}</div>\n'
+    others = "".join(
+        figure(drawn, name, f"{metric} against step.", f"{metric.replace('_', ' ')}, as recorded.")
+        for metric, name in other_metrics(record)
+    )
+    curves = f'{loss}<div class="pair">\n{accuracy}{dynamics}{others}</div>\n'
     return section("Training", curves + sharpness_part(record, drawn))
 
 

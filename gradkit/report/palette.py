@@ -49,13 +49,19 @@ class Look:
     @property
     def points(self) -> dict[str, Any]:
         """The look of its points, in matplotlib's words."""
-        face = "none" if self.hollow else self.color
-        return {"color": self.color, "marker": self.marker, "markerfacecolor": face}
+        edge, face = (self.color, "none") if self.hollow else ("none", self.color)
+        look = {"color": self.color, "marker": self.marker}
+        return look | {"markerfacecolor": face, "markeredgecolor": edge}
 
 
 def optimizer_looks(names: Sequence[str]) -> dict[str, Look]:
-    """A look for each optimizer: its own, and of one without the next that is not taken."""
-    known = {name: Look(*_OPTIMIZERS[name]) for name in names if name in _OPTIMIZERS}
+    """A look for each optimizer: its own, and of one without the next that is not taken.
+
+    optax's looks like gradkit's of the same name, but for when both are there.
+    """
+    called = {name: name.removeprefix("optax.") for name in names}
+    called = {name: own for name, own in called.items() if own == name or own not in called}
+    known = {n: Look(*_OPTIMIZERS[own]) for n, own in called.items() if own in _OPTIMIZERS}
     taken = {look.color for look in known.values()}
     free = [color for color in COLORS if color not in taken] or list(COLORS)
     others = [name for name in dict.fromkeys(names) if name not in known]
@@ -95,4 +101,5 @@ def optimizer_of(config: dict[str, Any]) -> str:
     names = [
         str(value) for key, value in config.items() if re.fullmatch(r"optimizer(\.\d+)?\.name", key)
     ]
-    return next((name for name in names if name in _OPTIMIZERS), names[-1] if names else "")
+    known = [name for name in names if name.removeprefix("optax.") in _OPTIMIZERS]
+    return [*names, *known[-1:]][-1] if names else ""

@@ -94,6 +94,29 @@ def shown_lines(one: Swept, figure: str) -> list[tuple[str, tuple[Row, ...]]]:
     return [line for line in one.lines if line in best]
 
 
+def best_values(one: Swept, figure: str) -> tuple[str, str]:
+    """Where a loss is lowest, over all lines for a title, and on each line, in a sentence."""
+    found = []
+    for words, rows in shown_lines(one, figure):
+        known = [row for row in rows if figure in row.figures]
+        if known:
+            best = min(known, key=lambda row: row.figures[figure].value)
+            found.append((best.figures[figure].value, best.settings[one.key], words))
+    if not found:
+        return one.name, ""
+    loss = figure.replace("_", " ")
+    title = f"{one.name}: lowest {loss} at {_place(one, min(found, key=lambda end: end[0])[1])}"
+    each = ", ".join(f"{_place(one, value)} ({words})" for _, value, words in found)
+    return title, f"The {loss} is lowest at {each}."
+
+
+def _place(one: Swept, value: Any) -> str:
+    """A value, and whether it is the last that was tried on its side."""
+    ends = {0: "the smallest tried", len(one.values) - 1: "the largest tried"}
+    words = ends.get(one.values.index(value)) if one.numeric else None
+    return f"{shown(value)}, {words}" if words else shown(value)
+
+
 def _panels(rows: Sequence[Row]) -> list[str]:
     """The loss that rows are judged by, or the test's, and the first accuracy on the same data."""
     judged = judge(rows)
