@@ -115,9 +115,9 @@ def legend(figure: Figure, entries: Sequence[tuple[str, Look]]) -> None:
     handles = [
         Line2D([], [], linestyle=look.dashes, markersize=4, **look.points) for _, look in entries
     ]
-    room = int(15 * figure.get_figwidth()) // (max(map(len, names)) + 6)
+    room = int(15 * figure.get_figwidth()) // (max(map(len, names)) + 8)
     columns = max(1, min(len(names), room))
-    figure.legend(handles, names, loc="outside upper left", ncols=columns)
+    figure.legend(handles, names, loc="outside upper left", ncols=columns, handlelength=2.6)
 
 
 def alone(row: Row) -> tuple[list[Record], list[Record]]:

@@ -14,6 +14,7 @@ from gradkit.report.quantities import number, with_error
 from gradkit.report.sensitivity import (
     Swept,
     best_values,
+    panels,
     sensitivity_figures,
     shown_lines,
     swept,
@@ -168,19 +169,20 @@ def _curves(rows: Sequence[Row], drawn: dict[str, str]) -> str:
 def _sensitivity(rows: Sequence[Row], drawn: dict[str, str]) -> str:
     if len(rows) < 2:
         return ""
-    judged, parts = judge(rows) or "", []
+    judged, parts, wide = judge(rows) or "", [], len(panels(rows)) > 1
     for place, one in enumerate(swept(rows)):
         name = f"sensitivity-{place}"
         if name in drawn:
             title = escape(best_values(one, judged)[0])
             words = _sensitivity_words(one, judged)
-            svg = figure(drawn, name, f"Final figures against {one.name}.", words, wide=True)
-            parts.append(f"<h3>{title}</h3>\n{svg}")
+            svg = figure(drawn, name, f"Final figures against {one.name}.", words, wide=wide)
+            parts.append(f"<div>\n<h3>{title}</h3>\n{svg}</div>\n")
         elif parts:
             parts.append(f"<p>{escape(one.name)}: not drawn, to keep this page small.</p>\n")
     if not parts:
         parts = ["<p>No setting was varied with all others as they were.</p>\n"]
-    return section("Sensitivity", "".join(parts))
+    found = "".join(parts)
+    return section("Sensitivity", found if wide else f'<div class="pair">\n{found}</div>\n')
 
 
 def _sensitivity_words(one: Swept, judged: str) -> str:
@@ -261,7 +263,7 @@ def _config(rows: Sequence[Row]) -> str:
     differing = table("Keys in which runs differ", ["Key", "Values"], listed, 2) if listed else ""
     first = rows[0].records[0]
     text = escape(first.config_text.rstrip("\n"))
-    what = f"<p>In full that of the first run, {escape(str(first.name))}:</p>\n"
+    what = f"<p>In full that of the first run, {escape(first.name)}:</p>\n"
     return section(
         "Config",
         f'{differing}{what}<pre tabindex="0" aria-label="Resolved config of the first run"><code>'
@@ -281,4 +283,5 @@ def _environment(rows: Sequence[Row]) -> str:
     ]
     listed = table("What runs do not have in common", ["What", "Values"], lines, 2) if lines else ""
     alike = "" if lines or len(runs) < 2 else "<p>All runs have this in common.</p>\n"
-    return section("Environment", f"{listed}{alike}{environment_table(runs[0])}")
+    full = f"<p>In full that of the first run, {escape(runs[0].name)}:</p>\n" if lines else ""
+    return section("Environment", f"{listed}{alike}{full}{environment_table(runs[0])}")

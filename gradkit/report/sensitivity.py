@@ -74,9 +74,9 @@ def swept(rows: Sequence[Row]) -> list[Swept]:
 def sensitivity_figures(rows: Sequence[Row]) -> dict[str, str]:
     """For each varied setting, the final loss, and accuracy where there is one, against it."""
     return {
-        f"sensitivity-{place}": _draw(one, f"sensitivity-{place}", _panels(rows))
+        f"sensitivity-{place}": _draw(one, f"sensitivity-{place}", panels(rows))
         for place, one in enumerate(swept(rows))
-        if _panels(rows)
+        if panels(rows)
     }
 
 
@@ -117,8 +117,11 @@ def _place(one: Swept, value: Any) -> str:
     return f"{shown(value)}, {words}" if words else shown(value)
 
 
-def _panels(rows: Sequence[Row]) -> list[str]:
-    """The loss that rows are judged by, or the test's, and the first accuracy on the same data."""
+def panels(rows: Sequence[Row]) -> list[str]:
+    """What is drawn against each setting: a loss, and an accuracy where there is one.
+
+    The loss is that of the test, or else what rows are judged by.
+    """
     judged = judge(rows)
     if judged is None:
         return []
@@ -140,8 +143,8 @@ def _draw(one: Swept, name: str, figures: list[str]) -> str:
     with drawing(name):
         width = 5.0 * len(figures)
         figure = Figure(figsize=(width, 3.2), layout="constrained")
-        panels = figure.subplots(1, len(figures), squeeze=False)[0]
-        for axes, metric in zip(panels, figures, strict=True):
+        grid = figure.subplots(1, len(figures), squeeze=False)[0]
+        for axes, metric in zip(grid, figures, strict=True):
             for number, ((_, rows), look) in enumerate(zip(lines, styles, strict=True)):
                 shift = 0.0 if one.numeric else 0.5 * ((number + 0.5) / len(lines) - 0.5)
                 _draw_line(axes, one, rows, (metric, look, shift))

@@ -24,7 +24,6 @@ _STYLE = {
     "font.family": ["DejaVu Sans"],
     "font.size": 9,
     "text.color": INK,
-    "text.parse_math": False,  # a dollar in a name is a dollar
     "axes.labelcolor": INK,
     "axes.edgecolor": INK,
     "axes.linewidth": 0.6,
@@ -58,9 +57,15 @@ _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
 @contextmanager
-def drawing(name: str) -> Iterator[None]:
-    """The style in which a figure is made and saved; matplotlib's settings are restored after."""
-    style = matplotlib.style.context(["default", _STYLE | {"svg.hashsalt": name}])
+def drawing(name: str, *, math: bool = False) -> Iterator[None]:
+    """The style in which a figure is made and saved; matplotlib's settings are restored after.
+
+    Args:
+        name: of the figure.
+        math: whether dollars enclose mathematics; as it is, a dollar in a name is a dollar.
+    """
+    own = {"svg.hashsalt": name, "text.parse_math": math}
+    style = matplotlib.style.context(["default", _STYLE | own])
     with style, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the page's fonts have it
         yield

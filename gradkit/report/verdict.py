@@ -21,8 +21,11 @@ def headline(rows: Sequence[Row]) -> str:
     words = name.replace("_", " ")
     mean = best[0].figures[name]
     seeds = "in one run" if mean.runs == 1 else f"over {mean.runs} {_runs_word(best[0])}"
+    lost = [f", {count} {kind}" for kind, count in best[0].ended.items() if kind != "finished"]
+    seeds += "".join(lost)
     if len(rows) == 1:
-        return f"{words.capitalize()} {mean_words(mean)} {seeds}: {best[0].label}"
+        name = f": {best[0].label}" if len(best[0].records) == 1 else ""
+        return f"{words.capitalize()} {mean_words(mean)} {seeds}{name}"
     return f"Lowest {words}: {best[0].label}, {mean_words(mean)} {seeds}"
 
 

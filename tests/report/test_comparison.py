@@ -139,6 +139,21 @@ def test_what_seeds_do_not_tell_apart_is_said():
     assert "of a single run it is not known how much the seed matters" in single
 
 
+def test_what_the_best_row_lost_is_in_the_title():
+    folders = [run(seed=seed, status=status) for seed, status in enumerate(["finished"] * 3)]
+    folders += [run(seed=7, status="diverged"), run(rate=0.3, end=0.9)]
+    assert headline(rows(*folders)).endswith("over 3 seeds, 1 diverged")
+    assert headline(rows(*folders[:2])) == "Test loss 0.1183 over 2 seeds"
+
+
+def test_of_very_many_rows_the_best_are_listed():
+    folders = [run(rate=place / 100, end=place / 100, steps=10) for place in range(1, 71)]
+    text = words(page(*folders))
+    assert "the 60 best of 70 rows" in text
+    assert "learning_rate=0.6 " in text.partition("Budgets")[2]
+    assert "learning_rate=0.61 " not in text
+
+
 def test_one_row_and_one_run():
     text = words(page(run()))
     assert "Test loss 0.1183 in one run: 0" in text
