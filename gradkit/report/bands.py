@@ -113,7 +113,7 @@ def legend(figure: Figure, entries: Sequence[tuple[str, Look]]) -> None:
         return
     names = [_cut(name) for name, _ in entries]
     handles = [
-        Line2D([], [], linestyle=look.dashes, markersize=4, **look.points) for _, look in entries
+        Line2D([], [], linestyle=look.dashes, markersize=5, **look.points) for _, look in entries
     ]
     room = int(15 * figure.get_figwidth()) // (max(map(len, names)) + 8)
     columns = max(1, min(len(names), room))
@@ -146,7 +146,7 @@ def _draw(axes: Axes, row: Row, what: tuple[str, Getter, int], look: Look) -> No
             low = np.maximum(y - error, np.where(y > 0, 1e-3 * y, -np.inf))  # for log axes
             axes.fill_between(x, low, y + error, color=look.color, alpha=0.2, linewidth=0)
         every = max(1, len(x) // 6)
-        style: dict[str, Any] = {"linestyle": look.dashes, "linewidth": 1.4, "markersize": 3.5}
+        style: dict[str, Any] = {"linestyle": look.dashes, "linewidth": 1.4, "markersize": 4.5}
         axes.plot(x, y, markevery=every, **style, **look.points)
     for run in single[: max(1, min(3, bins // 10))]:  # the page must stay small
         curve = _curve(run, key, getter)
