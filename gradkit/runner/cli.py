@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import shlex
@@ -11,11 +10,14 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gradkit import __version__
 from gradkit.runner import spectrum_options
 from gradkit.runner.errors import UserError
+
+if TYPE_CHECKING:
+    from gradkit.runner.rows import Row
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -107,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sweep.set_defaults(action=_sweep, parser=sweep)
 
-    compare = commands.add_parser("compare", help="runs side by side, means over their seeds")
+    compare = commands.add_parser("compare", help="a table of runs, means over their seeds")
     compare.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or folders of them")
     compare.add_argument("--target", metavar="NAME=VALUE", help="what it took to reach this")
     compare.add_argument("--json", action="store_true", help="for programs to read")
@@ -115,8 +117,15 @@ def _parser() -> argparse.ArgumentParser:
 
     spectrum_options.add(commands, _spectrum)
 
-    report = commands.add_parser("report", help="write a run's plots and report.html again")
-    report.add_argument("run", metavar="RUN", help="a run folder")
+    report = commands.add_parser(
+        "report", help="write a run's plots and report.html again, or one page of several runs"
+    )
+    report.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or folders of them")
+    report.add_argument(
+        "--out",
+        metavar="FILE",
+        help="page of several runs; report.html in a folder of runs, else comparison.html",
+    )
     report.set_defaults(action=_report, parser=report)
 
     names = commands.add_parser("list", help="what a config can name, or one name in full")
@@ -220,8 +229,9 @@ def _sweep(parsed: argparse.Namespace, arguments: Sequence[str]) -> int:
         return _fail(f"interrupted; the same command goes on: {again}", _signaled(error))
     except OSError as error:
         return _fail(f"{_refusal(error)}; the same command goes on: {again}")
-    records = [record.open_record(point.folder) for point in points]
-    print(compare.table(compare.compared(records)))
+    rows = compare.compared([record.open_record(point.folder) for point in points])
+    _print_table(rows)
+    print(_write_comparison(rows, points[0].folder.parent / "report.html"))
     return 0
 
 
@@ -237,10 +247,20 @@ def _compare(parsed: argparse.Namespace, _: Sequence[str]) -> int:
     target = compare.Target.of(parsed.target) if parsed.target else None
     rows = compare.compared(compare.open_all(parsed.runs), target)
     if parsed.json:
-        print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2, ensure_ascii=False))
+        found = [compare.described(row) for row in rows]
+        print(json.dumps(found, indent=2, ensure_ascii=False))
     else:
-        print(compare.table(rows))
+        _print_table(rows)
     return 0
+
+
+def _print_table(rows: Sequence[Row]) -> None:
+    from gradkit.runner import compare
+    from gradkit.runner.rows import budget_words
+
+    print(compare.table(rows))
+    if len(rows) > 1 and (words := budget_words(rows)):
+        print(words)
 
 
 def _train(folder: Path, training: Callable[[], dict[str, Any]]) -> int:
@@ -277,14 +297,11 @@ def _tell(page: Path, summary: dict[str, Any]) -> int:
             f"optimizer.learning_rate or clip the gradient; what happened is in {page}",
             status=1,
         )
-    tests = [(name, value) for name, value in summary.items() if name.startswith("test_")]
-    figures = [
-        f"{name.replace('_', ' ')} {value:.4f}"
-        for name, value in sorted(tests, key=lambda item: item[0] == "test_loss")
-        if value is not None
-    ]
-    spent = f"after {summary['steps']} steps in {summary['seconds']:.1f} s"
-    print(f"{', '.join(figures)} {spent}\n{page}")
+    names = [key for key, end in summary.items() if key.startswith("test_") and end is not None]
+    names.sort(key=lambda name: "accuracy" not in name)
+    ends = ", ".join(f"{name.replace('_', ' ')} {summary[name]:.4f}" for name in names)
+    spent = f"{summary['steps']} steps in {summary['seconds']:.1f} s"
+    print(f"{ends or 'finished'} after {spent}\n{page}")
     if best := summary.get("best"):
         print(f"best {best['metric']} {best['value']:.4f} at step {best['step']}, kept in best/")
     return 0
@@ -325,8 +342,25 @@ def _spectrum(parsed: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 
 def _report(parsed: argparse.Namespace, _: Sequence[str]) -> int:
-    print(_write_report(Path(parsed.run)))
+    from gradkit.runner import compare, record
+
+    first, *others = map(Path, parsed.runs)
+    names = (record.CONFIG, record.ENV)
+    if not others and any((first / name).is_file() for name in names):
+        if parsed.out is not None:
+            raise UserError("--out is for the page of several runs; that of one is in its folder")
+        print(_write_report(first))
+        return 0
+    rows = compare.compared(compare.open_all(parsed.runs))
+    default = Path("comparison.html") if others else first / "report.html"
+    print(_write_comparison(rows, Path(parsed.out or default)))
     return 0
+
+
+def _write_comparison(rows: Sequence[Row], path: Path) -> Path:
+    from gradkit.report.comparison import write_comparison
+
+    return write_comparison(rows, path)
 
 
 def _write_report(folder: Path) -> Path:

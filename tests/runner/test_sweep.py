@@ -151,6 +151,9 @@ def test_from_the_command_line_to_the_table(capsys):
     assert rows[1][:2] == ["0.01", "2"]
     assert rows[1][-2:] == ["←", "lowest"]
     assert rows[2][:4] == ["1e+38", "0,", "2", "diverged"]
+    page = Path("sweeps/tiny/report.html")
+    assert shown.splitlines()[-1] == str(page)
+    assert "2 of 4 runs diverged" in page.read_text()
     losses = [
         json.loads(Path(f"sweeps/tiny/learning_rate=0.01,seed={seed}/summary.json").read_text())
         for seed in (0, 1)
