@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from gradkit.runner import checkpoint, record
+from gradkit.runner.loggers import Loggers
 from gradkit.runner.progress import Progress
 from gradkit.runner.setting import BEST, CHECKPOINTS, origin
 from gradkit.runner.training import Training
@@ -20,16 +22,29 @@ class Kept:
     Attributes:
         training: the run.
         folder: its folder, which has its config already.
+        loggers: what else is told of its metrics.
     """
 
     training: Training
     folder: Path
+    loggers: Loggers
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, training: Training, folder: Path) -> Iterator[Kept]:
+        """Opens the run's loggers for as long as it is trained."""
+        loggers = Loggers(training.setting.config.log_to, folder, training.step)
+        try:
+            yield cls(training, folder, loggers)
+        finally:
+            loggers.close()
 
     def keep(self, lines: Iterable[tuple[dict[str, Any], bool]], progress: Progress) -> None:
         """Writes the metrics lines of some steps, and the checkpoints that are due after them."""
         training = self.training
         for line, best in lines:
             record.append_metrics(self.folder / record.METRICS, line)
+            self.loggers.log(line)
             progress.update(line["step"], loss=line["loss"])
             if best:
                 self.save(BEST)

@@ -40,6 +40,14 @@ def _run_name(name: str) -> str:
     return name
 
 
+def _logger(name: str) -> str:
+    if name != "tensorboard" and ":" not in name:
+        raise _problem(
+            f"expected tensorboard, or path/to/file.py:name of a logger, got {describe(name)}"
+        )
+    return name
+
+
 def _members(value: Any) -> tuple[Member, ...]:
     return _without(value, *resolve(value))
 
@@ -220,6 +228,12 @@ class Config(_Section):
     )
     best: Best = Field(
         default=Best(), description="the evaluation whose checkpoint is kept, and when to stop"
+    )
+    log_to: Annotated[tuple[Annotated[str, AfterValidator(_logger)], ...], Field(strict=False)] = (
+        Field(
+            default=(),
+            description="where metrics go besides metrics.jsonl: tensorboard, path/to/file.py:name",
+        )
     )
     on_nan: Literal["stop", "skip"] = Field(
         default="stop",

@@ -41,15 +41,16 @@ def begin(
     states = [setting.initial() for setting in settings]
     keys = stacked([setting.key for setting in settings])
     programs = compiled(settings[0], states[0], keys)
-    with contextlib.ExitStack() as locks:
+    with contextlib.ExitStack() as stack:
         runs = []
         for setting, folder, state in zip(settings, folders, states, strict=True):
             train.make(folder)
-            locks.enter_context(guard.alone(folder))
+            stack.enter_context(guard.alone(folder))
             train.describe(folder, setting, state, command)
-            runs.append(Kept(Training(setting, programs.of(setting.batches), state), folder))
+            training = Training(setting, programs.of(setting.batches), state)
+            runs.append(stack.enter_context(Kept.open(training, folder)))
         _train(runs, keys, stacked(states))
-    return [run.end() for run in runs]
+        return [run.end() for run in runs]
 
 
 def _train(runs: Sequence[Kept], keys: jax.Array, states: Any) -> None:

@@ -81,7 +81,7 @@ def begin(
     make(folder)
     with guard.alone(folder):
         describe(folder, setting, state, command)
-        return _train(Kept(Training(setting, programs, state), folder))
+        return _train(Training(setting, programs, state), folder)
 
 
 def refuse_existing(folder: Path) -> None:
@@ -142,19 +142,18 @@ def _resume(run: record.Record) -> dict[str, Any]:
     record.truncate_metrics(folder / record.METRICS, step)
     lines, _ = record.read_metrics(folder / record.METRICS)
     training = Training(setting, programs, state, step=step, seconds=seconds, lines=lines)
-    return _train(Kept(training, folder))
+    return _train(training, folder)
 
 
-def _train(kept: Kept) -> dict[str, Any]:
-    training = kept.training
-    total, done = training.setting.steps, training.step
-    with Progress("train", total, "step", done=done) as progress, guard.patience() as asked:
+def _train(training: Training, folder: Path) -> dict[str, Any]:
+    progress = Progress("train", training.setting.steps, "step", done=training.step)
+    with Kept.open(training, folder) as kept, progress, guard.patience() as asked:
         while training.goes_on and asked.by is None:
             kept.keep(training.advance(), progress)
         if asked.by is not None and training.goes_on:
             kept.save()
             raise KeyboardInterrupt(asked.by)
-    return kept.end()
+        return kept.end()
 
 
 def environment(params: PyTree) -> dict[str, Any]:
