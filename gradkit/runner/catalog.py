@@ -35,6 +35,9 @@ _KINDS = {
     "None": "null",
     "Schedule": "schedule",
     "ScalarOrSchedule": "rate",
+    **dict.fromkeys(
+        ("GradientTransformation", "GradientTransformationExtraArgs", "Link"), "transformation"
+    ),
 }
 _SOURCE = re.compile(r"^[ ]*Source:\s*(.+(?:\n[ ]++(?!\w+:\s).+)*)", re.MULTILINE)
 _SEQUENCES = {"tuple", "list", "Tuple", "List", "Sequence", "Iterable"}
@@ -53,8 +56,9 @@ class Parameter:
     Attributes:
         name: the keyword.
         kind: what a config file may give: bool, int, number, rate (a number or a schedule),
-            schedule, dtype, text, sequence (of numbers), mapping (of whole numbers to numbers), or
-            code, which no file can hold. Alternatives are joined by " or ".
+            schedule, transformation (a name with arguments, or a list of them), dtype, text,
+            sequence (of numbers), mapping (of whole numbers to numbers), or code, which no file can
+            hold. Alternatives are joined by " or ".
         default: its source text, None when the argument is required.
         annotation: its source text, empty when there is none.
     """

@@ -93,7 +93,11 @@ def _model_parameters() -> list[dict[str, Any]]:
 
 def _argument(parameter: Parameter) -> tuple[str, str, str]:
     """Its name, its default and what a config may give."""
-    takes = {"code": "nothing in a file: Python only", "rate": "a number or a schedule"}
+    takes = {
+        "code": "nothing in a file: Python only",
+        "rate": "a number or a schedule",
+        "transformation": "an optimizer, or a list of chain members",
+    }
     default = "required" if parameter.default is None else parameter.default
     return parameter.name, default, takes.get(parameter.kind, parameter.kind)
 

@@ -21,6 +21,7 @@ _EXPECTED = {
     "number": "a number",
     "rate": f"a number or {_SCHEDULE}",
     "schedule": _SCHEDULE,
+    "transformation": "an optimizer such as {name: adam, learning_rate: 0.001}, or a list of them",
     "text": "text",
     "sequence": "a list of numbers",
     "mapping": "a mapping of whole numbers to numbers",
@@ -47,7 +48,7 @@ class Member:
     """Something named: the name of its factory and the factory's arguments.
 
     `catalog.find(name).load()` is the factory. An argument is what the file holds, with a list as a
-    tuple and a schedule as a `Schedule`.
+    tuple, a schedule as a `Schedule`, and a transformation that is wrapped as a tuple of members.
     """
 
     name: str
@@ -179,6 +180,10 @@ def _argument(parameter: Parameter, value: Any, path: KeyPath, problems: Problem
         return None
     if isinstance(value, dict) and {"rate", "schedule"} & {*kinds}:
         return _schedule(value, path, problems)
+    if isinstance(value, str | dict | list) and "transformation" in kinds:
+        members, found = resolve(value)
+        problems += [((*path, *inner), problem) for inner, problem in found]
+        return members
     if value in choices if choices else any(_fits(value, kind) for kind in kinds):
         return _frozen(value)
     if parameter.kind == "code":
@@ -229,6 +234,8 @@ def _frozen(value: Any) -> Any:
 
 
 def _written(value: Any) -> Any:
+    if isinstance(value, Member):
+        return as_written(value)
     if isinstance(value, Schedule):
         return {value.name: {key: _written(v) for key, v in value.arguments.items()}}
     return [_written(item) for item in value] if isinstance(value, tuple) else value

@@ -23,8 +23,7 @@ def build(members: tuple[Member, ...]) -> optax.GradientTransformationExtraArgs:
         UserError: a factory refuses the values of its arguments. So do `init` and `update` of the
           result, when first traced, where a member cannot work with the model or the runner.
     """
-    links = [_call(member) for member in members]
-    tx = optax.with_extra_args_support(links[0]) if len(links) == 1 else gk.chain(*links)
+    tx = _chained(members)
 
     def init(params):
         with _as_user_error("optimizer: cannot be started on this model"):
@@ -38,7 +37,10 @@ def build(members: tuple[Member, ...]) -> optax.GradientTransformationExtraArgs:
 
 
 def configured_rate(members: tuple[Member, ...]) -> Callable[[int], Any]:
-    """Returns the learning rate at a step as the config states it; None where it does not."""
+    """Returns the learning rate at a step as the config states it; None where it does not.
+
+    Of a wrapped optimizer it is not said: a wrapper may count other steps.
+    """
     for member in members:
         rate = member.arguments.get("learning_rate")
         if isinstance(rate, Schedule):
@@ -70,11 +72,23 @@ def sharpness_limits(members: tuple[Member, ...]) -> dict[str, float]:
     return {"preconditioned_sharpness_limit": float(limit)}
 
 
+def _chained(members: tuple[Member, ...]) -> optax.GradientTransformationExtraArgs:
+    links = [_call(member) for member in members]
+    return optax.with_extra_args_support(links[0]) if len(links) == 1 else gk.chain(*links)
+
+
+def _argument(value: Any) -> Any:
+    if isinstance(value, Schedule):
+        return _call(value)
+    return _chained(value) if _are_members(value) else value
+
+
+def _are_members(value: Any) -> bool:
+    return isinstance(value, tuple) and any(isinstance(item, Member) for item in value)
+
+
 def _call(node: Member | Schedule) -> Any:
-    arguments = {
-        key: _call(value) if isinstance(value, Schedule) else value
-        for key, value in node.arguments.items()
-    }
+    arguments = {key: _argument(value) for key, value in node.arguments.items()}
     with _as_user_error(f"optimizer: {node.name} refuses its arguments"):
         return find(node.name).load()(**arguments)
 

@@ -394,8 +394,8 @@ def test_a_config_without_an_optimizer(write):
         ),
         (
             "{name: optax.flatten}",
-            "optimizer.inner: missing; optax.flatten needs it, and it cannot be written in a "
-            "config file; use the Python API",
+            "optimizer.inner: missing; optax.flatten needs an optimizer such as {name: adam, "
+            "learning_rate: 0.001}, or a list of them",
         ),
         ("\n  name: adamw\n  mask: true", "optimizer.mask: expected text, got true"),
         (
@@ -725,3 +725,68 @@ def test_every_entry_of_the_catalog_is_checked_without_a_traceback(name):
     wrong = {parameter.name: {"no": "such"} for parameter in catalog()[name].parameters}
     with pytest.raises(ValidationError, match="zzz"):
         small(optimizer={"name": name, **wrong, "zzz": 1})
+
+
+WRAPPED = """\
+optimizer:
+  name: accumulate
+  every: 2
+  inner:
+    - {name: clip_by_global_norm, max_norm: 1.0}
+    - {name: masked, mask: "*.kernel", inner: {name: sgd, learning_rate: {step_decay: {
+        peak: 0.5, factor: 0.5, every: 3}}}}
+"""
+
+
+def test_a_wrapper_wraps_what_is_written_below_it(write):
+    path = write(WRAPPED)
+    (wrapper,) = load(path).optimizer
+    clip, masked = wrapper.arguments["inner"]
+    assert (wrapper.name, wrapper.arguments["every"]) == ("accumulate", 2)
+    assert clip == Member("clip_by_global_norm", {"max_norm": 1.0})
+    (sgd,) = masked.arguments["inner"]
+    assert sgd.arguments["learning_rate"].name == "step_decay"
+    again = write(dump(load(path)), "again.yaml")
+    assert load(again).optimizer == (wrapper,)
+    assert load(path, ["optimizer.inner.0.max_norm=2.0"]).optimizer[0].arguments["inner"][
+        0
+    ].arguments == {"max_norm": 2.0}
+
+
+def test_a_wrapped_optimizer_is_that_of_python(write):
+    import jax
+    import numpy as np
+
+    import gradkit as gk
+    from gradkit.runner import optimizers
+
+    found = optimizers.build(load(write(WRAPPED)).optimizer)
+    rate = gk.step_decay(0.5, factor=0.5, every=3)
+    inner = gk.chain(gk.clip_by_global_norm(1.0), gk.masked(gk.sgd(rate), "*.kernel"))
+    expected = gk.accumulate(inner, every=2)
+    params = {"a": {"kernel": np.ones(3, np.float32), "bias": np.ones(2, np.float32)}}
+    states = [tx.init(params) for tx in (found, expected)]
+    for step in range(6):
+        grads = jax.tree.map(lambda x, s=step: x * (s + 1), params)
+        pairs = [
+            tx.update(grads, state, params)
+            for tx, state in zip((found, expected), states, strict=True)
+        ]
+        states = [state for _, state in pairs]
+        jax.tree.map(np.testing.assert_array_equal, pairs[0][0], pairs[1][0])
+    assert float(abs(pairs[0][0]["a"]["kernel"]).max()) > 0
+
+
+@pytest.mark.parametrize(
+    ("inner", "message"),
+    [
+        ("{name: admm}", "x.yaml:1  optimizer.inner.name: unknown optimizer or transformation"),
+        ("[adam, {name: sgd, rate: 1}]", "optimizer.inner.1.rate: unknown argument of sgd"),
+        ("3", "optimizer.inner: expected an optimizer such as {name: adam, learning_rate: 0.001}"),
+        ("warmup_cosine", "optimizer.inner.name: warmup_cosine names a schedule; expected an opt"),
+    ],
+)
+def test_a_mistake_in_what_is_wrapped_has_its_path(write, inner, message):
+    with pytest.raises(UserError) as error:
+        load(write(f"optimizer: {{name: accumulate, every: 2, inner: {inner}}}"))
+    assert message in str(error.value)

@@ -49,7 +49,7 @@ def test_a_schedule_a_foreign_optimizer_and_a_data_set_have_entries():
 
 
 def test_code_is_said_to_be_for_python_only():
-    assert "nothing in a file: Python only" in entry("masked")
+    assert "nothing in a file: Python only" in entry("optax.adamw")
 
 
 def test_an_unknown_name_has_the_nearest():
