@@ -303,7 +303,13 @@ def _tell(page: Path, summary: dict[str, Any]) -> int:
     spent = f"{summary['steps']} steps in {summary['seconds']:.1f} s"
     print(f"{ends or 'finished'} after {spent}\n{page}")
     if best := summary.get("best"):
-        print(f"best {best['metric']} {best['value']:.4f} at step {best['step']}, kept in best/")
+        figures = {best["metric"]: best["value"], **best}
+        words = [
+            f"{name.replace('_', ' ')} {value:.4f}"
+            for name, value in figures.items()
+            if name not in ("metric", "value", "step") and value is not None
+        ]
+        print(f"best, kept in best/: {', '.join(words)} at step {best['step']}")
     return 0
 
 

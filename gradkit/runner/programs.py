@@ -261,11 +261,12 @@ def _means(figures: Callable, state: State, data: dict[str, Any]) -> dict[str, f
         piece = {name: array[start : start + EVALUATED] for name, array in data.items()}
         share = len(piece["x"]) / examples
         for name, value in figures(state.params, state.model, piece).items():
-            totals[name] = totals.get(name, 0.0) + share * shortest(value)
+            totals[name] = totals.get(name, 0.0) + share * shortest(np.atleast_1d(value))[0]
     return totals
 
 
-def shortest(value: Any) -> float | int:
-    """Returns Python's number; of a float32 the shortest, 0.003 and not 0.003000000026."""
-    array = np.asarray(value)
-    return array.item() if array.dtype.kind in "biu" else float(str(array[()]))
+def shortest(values: np.ndarray) -> list[Any]:
+    """Returns Python's numbers; of a float32 the shortest, 0.003 and not 0.003000000026."""
+    if values.dtype.kind in "biu":
+        return values.tolist()
+    return [float(str(value)) for value in values]

@@ -84,16 +84,21 @@ class Training:
         self.state, self.step, self._diverged = state, first + int(taken), not finite
         took, count = self.seconds - began, self.step - first
         self._pace = max(1, min(self.programs.feed.most, 8 * count, int(count * MOMENT / took)))
-        history = {name: np.asarray(values) for name, values in history.items()}
         cadence = config.log_every, config.evaluate_every, config.checkpoint_every
-        for i, step in enumerate(range(first + 1, self.step + 1)):
-            last = step == self.step
-            if any(self.due(every, step) for every in cadence) or (last and self._diverged):
-                figures = {name: values[i] for name, values in history.items()}
-                line = self._line(step, figures, began + took * (i + 1) / count)
-                if last and self.due(config.evaluate_every) and not self._diverged:
-                    line |= self.programs.evaluate(self.state)
-                yield line, self.watch.see(line)
+        told = [
+            step
+            for step in range(first + 1, self.step + 1)
+            if any(self.due(every, step) for every in cadence)
+            or (self._diverged and step == self.step)
+        ]
+        places = np.array(told, int) - first - 1
+        columns = {name: shortest(np.asarray(values)[places]) for name, values in history.items()}
+        for step, *figures in zip(told, *columns.values(), strict=True):
+            seconds = began + took * (step - first) / count
+            line = self._line(step, dict(zip(columns, figures, strict=True)), seconds)
+            if step == self.step and self.due(config.evaluate_every) and not self._diverged:
+                line |= self.programs.evaluate(self.state)
+            yield line, self.watch.see(line)
 
     def plan(self, step: int) -> None:
         """Sets `next`: how many steps come after `step`, up to what is due, and their examples."""
@@ -102,14 +107,17 @@ class Training:
         count = min(self._pace, steps - step, *ends)
         self.next = count, self.programs.feed.ahead(step, count) if count > 0 else ()
 
+    def _rate(self, step: int) -> float | None:
+        rate = self.setting.rate(step)
+        return None if rate is None else shortest(np.atleast_1d(rate))[0]
+
     def _line(self, step: int, figures: dict[str, Any], seconds: float) -> dict[str, Any]:
         line = {
             "step": step,
             "epoch": round(step / self.setting.batches.per_epoch, 4),
             "time": round(seconds, 4),
-            "learning_rate": self.setting.rate(step - 1),
+            "learning_rate": self._rate(step - 1),
         }
         if "sharpness" in figures:
             line |= optimizers.sharpness_limits(self.setting.config.optimizer)
-        figures = line | figures | {"gradients": step + figures["gradients"]}
-        return {name: None if v is None else shortest(v) for name, v in figures.items()}
+        return line | figures | {"gradients": step + figures["gradients"]}
