@@ -299,13 +299,13 @@ def _tell(page: Path, summary: dict[str, Any]) -> int:
         )
     names = [key for key, end in summary.items() if key.startswith("test_") and end is not None]
     names.sort(key=lambda name: "accuracy" not in name)
-    ends = ", ".join(f"{name.replace('_', ' ')} {summary[name]:.4f}" for name in names)
+    ends = ", ".join(f"{name.replace('_', ' ')} {summary[name]:.4g}" for name in names)
     spent = f"{summary['steps']} steps in {summary['seconds']:.1f} s"
     print(f"{ends or 'finished'} after {spent}\n{page}")
     if best := summary.get("best"):
         figures = {best["metric"]: best["value"], **best}
         words = [
-            f"{name.replace('_', ' ')} {value:.4f}"
+            f"{name.replace('_', ' ')} {value:.4g}"
             for name, value in figures.items()
             if name not in ("metric", "value", "step") and value is not None
         ]
