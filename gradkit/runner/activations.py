@@ -67,7 +67,7 @@ def softmax() -> Activation:
     return jax.nn.softmax
 
 
-def identity() -> Activation:
+def linear() -> Activation:
     """x itself: a deep linear network."""
     return lambda x: x
 

@@ -143,9 +143,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _every_name(**_: Any) -> list[str]:
-    from gradkit.runner import listing
+    from gradkit.runner.catalog import catalog
 
-    return listing.every_name()
+    return list(catalog())
 
 
 def _run(parsed: argparse.Namespace, arguments: Sequence[str]) -> int:

@@ -104,6 +104,6 @@ def sparse(nonzero: int = 15, stddev: float = 1.0) -> Initializer:
         orders = jax.vmap(lambda k: jax.random.permutation(k, inputs))(
             jax.random.split(placed, outputs)
         )
-        return stddev * jax.random.normal(drawn, shape, dtype) * (orders.T < nonzero)
+        return stddev * jax.random.normal(drawn, shape, dtype) * (nonzero > orders.T)
 
     return draw

@@ -71,6 +71,12 @@ def _reader(path: str) -> str | None:
     return _READERS.get(Path(path).suffix)
 
 
+def _model(value: Any) -> Member:
+    if isinstance(value, dict) and "name" not in value:
+        value = {"name": "mlp", **value}
+    return _without(value, *resolve_one(value, "model"))
+
+
 def _task(value: Any) -> Member | None:
     if value is None:
         return None
@@ -134,25 +140,6 @@ class Data(_Section):
     )
 
 
-class Model(_Section):
-    """What learns."""
-
-    name: Literal["mlp"] = Field(default="mlp", description="kind of model")
-    hidden: Annotated[tuple[_Whole, ...], Field(strict=False)] = Field(
-        default=(32,), description="width of each hidden layer [units]"
-    )
-    activation: Literal["relu", "tanh", "gelu", "sigmoid", "silu", "elu", "softplus"] = Field(
-        default="relu", description="nonlinearity after each hidden layer"
-    )
-    bias: bool = Field(default=True, description="whether layers add a constant to each unit")
-    batch_norm: bool = Field(
-        default=False, description="normalize each hidden unit over the batch, before it bends"
-    )
-    dropout: float = Field(
-        default=0.0, ge=0, lt=1, description="share of hidden units left out in a training step"
-    )
-
-
 class Best(_Section):
     """Which evaluation was the best, and when to stop looking for a better one."""
 
@@ -196,7 +183,9 @@ class Config(_Section):
     )
     seed: int = Field(default=0, ge=0, lt=2**32, description="source of all randomness in the run")
     data: Data = Field(default=Data(), description="what the model learns from")
-    model: Model = Field(default=Model(), description="what learns")
+    model: Annotated[Member, PlainValidator(_model), PlainSerializer(_plainly)] = Field(
+        default=Member("mlp"), description="what learns: a model's name, with its arguments"
+    )
     loss: Literal["cross_entropy", "binary_cross_entropy", "squared_error"] | None = Field(
         default=None,
         description="mean over the examples; squared_error is half that to the target, of a class "
