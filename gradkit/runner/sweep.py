@@ -43,7 +43,9 @@ class Point:
 
 
 def plan(file: str, words: Sequence[str], folder: Path | None) -> list[Point]:
-    """Returns the runs of a sweep, the last word's values changing fastest.
+    """Returns the runs of a sweep, the last word's values changing fastest, but seeds faster still.
+
+    Runs that differ in their seeds alone follow each other, and share what is compiled.
 
     Args:
         file: the config.
@@ -57,6 +59,8 @@ def plan(file: str, words: Sequence[str], folder: Path | None) -> list[Point]:
     axes = dict(_axis(word) for word in words)
     if len(axes) < len(words):
         raise UserError(f"sweep: expected each key once, got {' '.join(words)}")
+    if "seed" in axes:
+        axes["seed"] = axes.pop("seed")
     names = _short_names([key for key, values in axes.items() if len(values) > 1])
     points: list[Point] = []
     for values in itertools.product(*axes.values()):

@@ -41,6 +41,7 @@ def test_a_point_for_each_combination_in_order():
         for rate in ("0.001", "0.1")
         for seed in (0, 1)
     ]
+    assert folders("seed=0:2", "optimizer.learning_rate=1e-3,0.1") == found
     points = sweep.plan("tiny.yaml", ["optimizer.learning_rate=1e-3,0.1", "seed=0:2"], None)
     rates = [(p.config.optimizer[0].arguments["learning_rate"], p.config.seed) for p in points]
     assert rates == [(0.001, 0), (0.001, 1), (0.1, 0), (0.1, 1)]
