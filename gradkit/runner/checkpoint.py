@@ -27,6 +27,7 @@ import numpy as np
 
 from gradkit.runner import record
 from gradkit.runner.errors import UserError
+from gradkit.runner.guard import remove_whole
 from gradkit.tree import path_name
 
 PyTree = Any
@@ -52,7 +53,8 @@ def save(folder: Path, step: int, state: PyTree, **meta: Any) -> None:
     try:
         draft.mkdir(parents=True)
         _write(draft, step, state, meta)
-        shutil.rmtree(final, ignore_errors=True)
+        if final.exists():
+            remove_whole(final)
         os.replace(draft, final)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
@@ -87,7 +89,7 @@ def steps(folder: Path) -> list[int]:
 def keep_only(folder: Path, step: int) -> None:
     """Removes every checkpoint but one."""
     for other in set(steps(folder)) - {step}:
-        shutil.rmtree(_place(folder, other))
+        remove_whole(_place(folder, other))
 
 
 def restore(folder: Path, step: int, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
@@ -115,6 +117,16 @@ def restore(folder: Path, step: int, like: PyTree) -> tuple[PyTree, dict[str, An
     leaves, treedef = jax.tree.flatten(like)
     restored = [_like(stored.get(_number(i)), leaf) for i, leaf in enumerate(leaves)]
     return treedef.unflatten(restored), structure["meta"]
+
+
+def kept_beside(folder: Path, step: int) -> dict[str, Any]:
+    """Returns what was kept beside the state of a checkpoint.
+
+    Raises:
+        UserError: the checkpoint is damaged.
+    """
+    place = _place(folder, step)
+    return _read_structure(place, step)["meta"]
 
 
 def _place(folder: Path, step: int) -> Path:

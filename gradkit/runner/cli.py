@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gradkit import __version__
-from gradkit.runner import spectrum_options
+from gradkit.runner import signals, spectrum_options
 from gradkit.runner.errors import UserError
 
 
@@ -22,12 +22,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status.
 
     0 when it did what was asked, 1 when a run diverged, 2 for a mistake in the input, 128 and the
-    number of the signal when interrupted: 130 by Ctrl-C.
+    number of the signal when interrupted: 130 by Ctrl-C, 143 by SIGTERM.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     parsed = _parse(arguments)
     try:
-        status = parsed.action(parsed, arguments)
+        with signals.stoppable():
+            status = parsed.action(parsed, arguments)
         sys.stdout.flush()
         return status
     except UserError as error:
@@ -41,8 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except OSError as error:  # a full disk, a folder that cannot be written
         return _fail(_refusal(error))
-    except KeyboardInterrupt:
-        return _fail("interrupted", status=130)
+    except KeyboardInterrupt as error:
+        return _fail("interrupted", _signaled(error))
 
 
 def _fail(message: str, status: int = 2) -> int:
@@ -168,12 +169,20 @@ def _resume(parsed: argparse.Namespace) -> int:
         raise UserError(
             f"--resume goes on with the run's own config: drop {' '.join(parsed.words)}"
         )
-    from gradkit.runner import record
+    from gradkit.runner import guard, record
 
+    if guard.unbegun(Path(parsed.resume)):
+        raise UserError(
+            f"{parsed.resume}: no run has begun in it: it has no {record.CONFIG}. Begin one by "
+            f"gradkit run CONFIG --out {shlex.quote(parsed.resume)}"
+        )
     run = record.open_record(parsed.resume)
     if run.summary is not None:
+        page = run.path / "report.html"
+        if not page.exists():  # killed before it was written
+            return _train(run.path, lambda: run.summary or {})
         print(f"{run.path} has ended, and nothing is left to do:")
-        return _tell(run.path / "report.html", run.summary)
+        return _tell(page, run.summary)
 
     from gradkit.runner import train
 
@@ -234,16 +243,19 @@ def _compare(parsed: argparse.Namespace, _: Sequence[str]) -> int:
 
 def _train(folder: Path, training: Callable[[], dict[str, Any]]) -> int:
     """Trains and tells the end; where it is cut short, how to go on."""
-    from gradkit.runner import record
+    from gradkit.runner import guard, record
 
     try:
         summary = training()
+        with guard.alone(folder):
+            guard.remove_drafts(folder, folder / "plots")
+            page = _write_report(folder)
     except KeyboardInterrupt as error:
         message, status = "interrupted", _signaled(error)
     except OSError as error:  # a full disk
         message, status = _refusal(error), 2
     else:
-        return _tell(_write_report(folder), summary)
+        return _tell(page, summary)
     begun = (folder / record.CONFIG).is_file()
     words = f"; go on by gradkit run --resume {shlex.quote(str(folder))}" if begun else ""
     return _fail(f"{message}{words}", status)
@@ -306,8 +318,8 @@ def _spectrum(parsed: argparse.Namespace, arguments: Sequence[str]) -> int:
         for one in subjects:
             folder = one.folder
             results.append(spectrum.compute(one, options))
-    except KeyboardInterrupt:
-        return _fail("interrupted; the same command goes on from there", status=130)
+    except KeyboardInterrupt as error:
+        return _fail("interrupted; the same command goes on from there", _signaled(error))
     print(tables.overview(results))
     print(_write_report(folder))
     return 0

@@ -256,6 +256,13 @@ def truncate_metrics(path: str | os.PathLike[str], step: int) -> None:
         file.writelines(text + b"\n" for line, text in kept if line["step"] <= step)
 
 
+def metrics_size(path: str | os.PathLike[str], step: int) -> int:
+    """Returns the bytes of the metrics lines up to and including `step`."""
+    return sum(
+        len(text) + 1 for line, text in _metrics_lines(Path(path))[0] if line["step"] <= step
+    )
+
+
 def _metrics_lines(path: Path) -> tuple[list[tuple[dict[str, Any], bytes]], bool]:
     if not path.exists():
         return [], False
@@ -270,7 +277,10 @@ def _metrics_lines(path: Path) -> tuple[list[tuple[dict[str, Any], bytes]], bool
         except ValueError as error:
             if number == len(lines):  # no newline after it: cut short
                 return kept, True
-            raise UserError(f"{path}:{number}: {error}") from None
+            raise UserError(
+                f"{path}:{number}: {error}. Put the file back as it was, or delete this line and "
+                "all below it"
+            ) from None
     return kept, False
 
 

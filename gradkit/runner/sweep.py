@@ -13,7 +13,6 @@ from __future__ import annotations
 import itertools
 import json
 import re
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from gradkit.runner import record
 from gradkit.runner.config import Config, dump, load
 from gradkit.runner.document import values_of
 from gradkit.runner.errors import UserError
-from gradkit.runner.guard import LOCK
+from gradkit.runner.guard import unbegun
 
 _RANGE = re.compile(r"\s*(\d+):(\d+)\s*")
 _LONGEST = 120  # characters of a folder's name
@@ -110,9 +109,7 @@ def run(
 def _state(point: Point) -> record.Record | None:
     """The run of a point if it has begun."""
     folder = point.folder
-    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {LOCK, record.ENV}:
-        shutil.rmtree(folder)  # killed before it had a config
-    if not folder.exists():
+    if not folder.exists() or unbegun(folder):
         return None
     found = record.open_record(folder)
     if found.config_text != dump(point.config):

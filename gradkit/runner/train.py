@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import jax
 import optax
 
 import gradkit as gk
-from gradkit.runner import checkpoint, guard, record
+from gradkit.runner import checkpoint, guard, record, signals
 from gradkit.runner.config import Config, dump
 from gradkit.runner.errors import UserError
 from gradkit.runner.programs import Programs, compiled
@@ -45,24 +44,30 @@ def begin(config: Config, folder: Path, command: Sequence[str]) -> dict[str, Any
           made then.
         KeyboardInterrupt: as from `resume`.
     """
-    if folder.exists():
-        raise UserError(
-            f"{folder}: exists already and is not overwritten. Go on with it by "
-            f"gradkit run --resume {folder}, or name another with --out FOLDER."
-        )
+    _refuse_to_overwrite(folder)
     setting = prepare(config)
     state = setting.initial()
     programs = compiled(setting, state)
     try:
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
             f"{folder}: cannot be made: {error.strerror}. Name another with --out FOLDER."
         ) from None
     with guard.alone(folder):
+        _refuse_to_overwrite(folder)
+        guard.remove_drafts(folder)
         record.write_json(folder / record.ENV, _environment(setting, state, command))
         record.write_text(folder / record.CONFIG, dump(config))
         return _train(setting, programs, folder, state, step=0, seconds=0.0)
+
+
+def _refuse_to_overwrite(folder: Path) -> None:
+    if folder.exists() and not guard.unbegun(folder):
+        raise UserError(
+            f"{folder}: exists already and is not overwritten. Go on with it by "
+            f"gradkit run --resume {folder}, or name another with --out FOLDER."
+        )
 
 
 def resume(run: record.Record) -> dict[str, Any]:
@@ -83,17 +88,33 @@ def _resume(run: record.Record) -> dict[str, Any]:
     setting, folder = reopen(run), run.path
     if checkpoint.steps(folder / CHECKPOINTS):
         state, step, seconds = state_at(setting, folder)
+        _check_metrics(folder, step)
     else:
         state, step, seconds = setting.initial(), 0, 0.0
         command = run.env.get("command", [])
         record.write_json(folder / record.ENV, _environment(setting, state, command))
     programs = compiled(setting, state)
-    for draft in [
-        path for place in (".", CHECKPOINTS, BEST) for path in folder.glob(f"{place}/.*.tmp")
-    ]:
-        shutil.rmtree(draft) if draft.is_dir() else draft.unlink()
+    guard.remove_drafts(folder, folder / CHECKPOINTS, folder / BEST)
     record.truncate_metrics(folder / record.METRICS, step)
     return _train(setting, programs, folder, state, step=step, seconds=seconds)
+
+
+def _check_metrics(folder: Path, step: int) -> None:
+    """Refuses metrics that lack lines from before a checkpoint; earlier ones may have all."""
+    metrics, place = folder / record.METRICS, folder / CHECKPOINTS
+
+    def covers(step: int) -> bool:
+        expected = checkpoint.kept_beside(place, step).get("metrics", 0)
+        return record.metrics_size(metrics, step) >= expected
+
+    if covers(step):
+        return
+    covered = [s for s in checkpoint.steps(place) if covers(s)]
+    on = f"those after {covered[-1]:06d}" if covered else "all"
+    raise UserError(
+        f"{metrics}: cut short: it lacks lines from before the checkpoint of step {step}. Put the "
+        f"file back as it was, or delete {on} in {place} to go on from there."
+    )
 
 
 def _train(
@@ -109,10 +130,18 @@ def _train(
     training = Training(setting, programs, state, step=step, seconds=seconds, lines=lines)
 
     def save(place: str) -> None:
-        meta = {"seconds": training.seconds, "origin": origin(config)}
+        metrics = folder / record.METRICS
+        meta = {
+            "seconds": training.seconds,
+            "origin": origin(config),
+            "metrics": metrics.stat().st_size if metrics.exists() else 0,
+        }
         checkpoint.save(folder / place, training.step, training.state, **meta)
 
-    with Progress("train", setting.steps, "step", done=step) as progress, guard.patience() as asked:
+    with (
+        Progress("train", setting.steps, "step", done=step) as progress,
+        signals.patience() as asked,
+    ):
         while training.goes_on and asked.by is None:
             for line, best in training.advance():
                 record.append_metrics(folder / record.METRICS, line)

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from gradkit.runner import checkpoint, guard, record, setting
+from gradkit.runner import checkpoint, guard, record, setting, signals
 from gradkit.runner.errors import UserError
 
 CONFIG = """\
@@ -147,7 +147,7 @@ def test_signals_that_are_handled_elsewhere_are_left_to_it():
 
     before = signal.signal(signal.SIGTERM, theirs)
     try:
-        with guard.patience() as asked:
+        with signals.patience() as asked:
             assert signal.getsignal(signal.SIGTERM) is theirs
             os.kill(os.getpid(), signal.SIGTERM)
             assert asked.by is None
@@ -158,7 +158,7 @@ def test_signals_that_are_handled_elsewhere_are_left_to_it():
 def test_after_the_first_signal_the_next_is_as_usual():
     before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
-        with guard.patience() as asked:
+        with signals.patience() as asked:
             os.kill(os.getpid(), signal.SIGTERM)
             assert asked.by == signal.SIGTERM
             assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
