@@ -283,7 +283,9 @@ def disturbed(
     tally.runs += 1
     if different:
         tally.wrong.append(different)
-        kept = shutil.copytree(run, tempfile.mkdtemp(prefix="killed-"), dirs_exist_ok=True)
+        kept = tempfile.mkdtemp(prefix="killed-")
+        if run.exists():
+            shutil.copytree(run, kept, dirs_exist_ok=True)
         print(f"{config.stem} {tally.runs} differs: {', '.join(different)}; kept in {kept}")
 
 

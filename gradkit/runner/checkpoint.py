@@ -16,6 +16,7 @@ import logging
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,7 +64,7 @@ def save(folder: Path, step: int, state: PyTree, **meta: Any) -> None:
 
 def _write(draft: Path, step: int, state: PyTree, meta: dict[str, Any]) -> None:
     try:
-        with quiet_orbax() as orbax:
+        with quiet_orbax() as orbax, _late_writes():
             orbax.save((draft / "arrays").absolute(), _stored(state))
     except ValueError as error:  # as which it hands on what the system says
         if code := re.search(r"os_error_code='(\d+)'", str(error)):
@@ -145,6 +146,24 @@ def quiet_orbax() -> Iterator[Any]:
         yield v1
     finally:
         logger.setLevel(level)
+
+
+@contextmanager
+def _late_writes() -> Iterator[None]:
+    """Silences threads of tensorstore whose writes end when orbax has given up waiting for them.
+
+    That can be any time after a save has failed, so the silence outlasts it.
+    """
+    before = sys.unraisablehook
+
+    def tell(unraisable: Any, /) -> None:
+        error = unraisable.exc_value
+        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+            before(unraisable)
+
+    sys.unraisablehook = tell
+    yield
+    sys.unraisablehook = before
 
 
 def _leaves(state: PyTree) -> list[tuple[str, Any]]:

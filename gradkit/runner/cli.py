@@ -22,9 +22,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status.
 
     0 when it did what was asked, 1 when a run diverged, 2 for a mistake in the input, 128 and the
-    number of the signal when interrupted: 130 by Ctrl-C, 143 by SIGTERM.
+    number of the signal when interrupted: 130 by Ctrl-C, 143 by SIGTERM. Without `arguments` it is
+    the process: interrupted, it leaves at once, since JAX may crash on an orderly way out when it
+    was cut while compiling.
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
+    status = _status(sys.argv[1:] if arguments is None else arguments)
+    if status > 128 and arguments is None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
+
+
+def _status(arguments: Sequence[str]) -> int:
     parsed = _parse(arguments)
     try:
         with signals.stoppable():
