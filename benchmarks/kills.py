@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import os
 import random
 import shutil
@@ -86,26 +87,30 @@ def lives(config: Path, run: Path, length: float, moments: random.Random) -> Ite
         moments: the generator.
     """
     while True:
-        begun = (run / record.CONFIG).is_file()
-        arguments = ["--resume", str(run)] if begun else [str(config), "--out", str(run)]
         number = moments.choices(list(SIGNALS), weights=list(SIGNALS.values()))[0]
-        kill = killed(arguments, run, number, after=moments.uniform(0.0, 1.05 * length))
+        after = moments.uniform(0.0, 1.05 * length)
+        kill = killed(arguments(config, run), run, number, after=after)
         yield kill
         if kill is None:
             return
 
 
-def killed(arguments: list[str], run: Path, number: signal.Signals, *, after: float) -> Kill | None:
+def arguments(config: Path, run: Path) -> list[str]:
+    """What goes on with a run, or begins it."""
+    if (run / record.CONFIG).is_file():
+        return ["--resume", str(run)]
+    return [str(config), "--out", str(run)]
+
+
+def killed(words: list[str], run: Path, number: signal.Signals, *, after: float) -> Kill | None:
     """Starts a process and kills it; returns how, or None where it had ended before.
 
     Raises:
         WrongError: it left with another status or message than it should.
     """
-    metrics = run / record.METRICS
-    size = metrics.stat().st_size if metrics.exists() else 0
-    started = time.perf_counter()
+    before, started = traces(run), time.perf_counter()
     process = subprocess.Popen(
-        [*COMMAND, *arguments],
+        [*COMMAND, *words],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -114,7 +119,7 @@ def killed(arguments: list[str], run: Path, number: signal.Signals, *, after: fl
     try:
         _, said = process.communicate(timeout=after)
     except subprocess.TimeoutExpired:
-        seconds, phase = time.perf_counter() - started, doing(run, size)
+        seconds, phase = time.perf_counter() - started, doing(run, before)
         os.killpg(process.pid, number)
         try:
             _, said = process.communicate(timeout=PATIENCE)
@@ -127,20 +132,29 @@ def killed(arguments: list[str], run: Path, number: signal.Signals, *, after: fl
         check_leaving(process.returncode, said, number, run)
         return Kill(number, phase, seconds)
     if process.returncode:
-        raise WrongError(f"{' '.join(arguments)}: exit status {process.returncode}: {said}")
+        raise WrongError(f"{' '.join(words)}: exit status {process.returncode}: {said}")
     return None
 
 
-def doing(run: Path, size: int) -> str:
-    """What a process is doing that began when the metrics had `size` bytes."""
-    metrics = run / record.METRICS
+def traces(run: Path) -> tuple[set[tuple[str, int]], int]:
+    """What tells of the work of a process: its drafts, and how far the metrics are [bytes]."""
+    drafts, size = set(), 0
+    with contextlib.suppress(FileNotFoundError):  # which they may be at any time
+        size = (run / record.METRICS).stat().st_size
+    for path in [*run.glob(".*.tmp"), *run.glob("*/.*.tmp")]:
+        with contextlib.suppress(FileNotFoundError):
+            drafts.add((path.name, path.stat().st_ino))
+    return drafts, size
+
+
+def doing(run: Path, before: tuple[set[tuple[str, int]], int]) -> str:
+    """What a process is doing whose folder had some traces before it."""
+    drafts, size = traces(run)
     if (run / record.SUMMARY).exists():
         return "report"
-    if any(run.glob("*/.*.tmp")) or any(run.glob(".*.tmp")):
+    if drafts - before[0]:
         return "saving"
-    if metrics.exists() and metrics.stat().st_size > size:
-        return "training"
-    return "start-up"
+    return "training" if size != before[1] else "start-up"
 
 
 def check_leaving(status: int, said: str, number: signal.Signals, run: Path) -> None:
@@ -195,18 +209,18 @@ def differences(whole: dict[str, Any], run: dict[str, Any]) -> list[str]:
     return sorted([*more, *(name for name in whole if run.get(name) != whole[name])])
 
 
-def whole_run(config: Path, folder: Path) -> tuple[dict[str, Any], float]:
-    """What remains of an undisturbed run, and how long its process takes [s], the second time."""
-    seconds = 0.0
-    for run in (folder / "first", folder / "whole"):
-        started = time.perf_counter()
-        if killed([str(config), "--out", str(run)], run, signal.SIGKILL, after=600):
+def whole_run(config: Path, folder: Path, runs: int = 2) -> tuple[dict[str, Any], float]:
+    """What remains of undisturbed runs, and how long the last one's process takes [s]."""
+    seconds, found = 0.0, []
+    for number in range(runs):
+        run, started = folder / f"whole-{number}", time.perf_counter()
+        if killed(arguments(config, run), run, signal.SIGKILL, after=600):
             raise WrongError("took longer than 10 minutes")
         seconds = time.perf_counter() - started
-    whole = remains(folder / "whole")
-    if different := differences(whole, remains(folder / "first")):
-        raise WrongError(f"two undisturbed runs differ in {', '.join(different)}")
-    return whole, seconds
+        found.append(remains(run))
+        if different := differences(found[0], found[-1]):
+            raise WrongError(f"two undisturbed runs differ in {', '.join(different)}")
+    return found[0], seconds
 
 
 class Tally:
@@ -239,13 +253,13 @@ class Tally:
         )
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(words: list[str] | None = None) -> int:
     """Kills and compares; returns the exit status."""
     parser = argparse.ArgumentParser(description="Kills runs, resumes them, compares.")
     parser.add_argument("--kills", type=int, default=60, help="in all, at least")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--config", choices=CONFIGS, action="append", help="both by default")
-    parsed = parser.parse_args(arguments)
+    parsed = parser.parse_args(words)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # also where started in background
     names = parsed.config or list(CONFIGS)
     moments, tally = random.Random(parsed.seed), Tally(parsed.kills)

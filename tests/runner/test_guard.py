@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -135,6 +136,88 @@ def test_a_full_disk_is_named_and_what_was_saved_goes_on(whole, limit, file):
     assert message.endswith("File too large; go on by gradkit run --resume run")
     assert not list(Path("run").rglob("*.tmp"))
     assert gradkit("run", "--resume", "run")[0] == 0
+    assert final("run") == whole
+
+
+def stopped_run():
+    """The folder of a run that was stopped on its way."""
+    process = started("run", "tiny.yaml", "--out", "run", after=200)
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM
+    return Path("run")
+
+
+def content(run):
+    return {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+def refused(*arguments):
+    """The message of a command that refuses and leaves the run as it is."""
+    before = content(Path("run"))
+    status, message = gradkit(*arguments)
+    assert status == 2
+    assert content(Path("run")) == before
+    return message
+
+
+@pytest.mark.flow
+def test_metrics_that_were_damaged_are_named_and_the_way_on_works(whole):
+    metrics = stopped_run() / "metrics.jsonl"
+    text = metrics.read_bytes()
+    lines = text.splitlines(keepends=True)
+    metrics.write_bytes(text + lines[-1][:20])  # as a crash leaves it: nothing is lost
+    opened = record.open_record("run")
+    assert opened.truncated
+    metrics.write_bytes(b"".join([*lines[:15], b"\x00\xff{garbage\n", *lines[16:]]))
+    message = refused("run", "--resume", "run")
+    assert message == (
+        "gradkit: run/metrics.jsonl:16: not text in UTF-8. Put the file back as it was, or delete "
+        "this line and all below it"
+    )
+    metrics.write_bytes(b"".join(lines[:15])[:-9])  # until step 140, and part of 150
+    message = refused("run", "--resume", "run")
+    last = checkpoint.steps(Path("run/checkpoints"))[-1]
+    assert message == (
+        f"gradkit: run/metrics.jsonl: cut short: it lacks lines from before the checkpoint of step "
+        f"{last}. Put the file back as it was, or delete those after 000100 in run/checkpoints to "
+        "go on from there."
+    )
+    for step in checkpoint.steps(Path("run/checkpoints"))[1:]:
+        shutil.rmtree(f"run/checkpoints/{step:06d}")
+    assert gradkit("run", "--resume", "run")[0] == 0
+    assert final("run") == whole
+
+
+@pytest.mark.flow
+def test_a_folder_that_cannot_be_written_is_named(whole):
+    run = stopped_run()
+    (run / ".lock").unlink()
+    (run / ".lock").mkdir()
+    assert refused("run", "--resume", "run") == (
+        "gradkit: run: cannot be written: Is a directory. Give yourself the right to write there, "
+        "or copy the folder to where you have it: nothing has been changed."
+    )
+    (run / ".lock").rmdir()
+    if os.geteuid():  # to root nothing is forbidden
+        run.chmod(0o500)
+        assert "gradkit: run: cannot be written: Permission" in refused("run", "--resume", "run")
+        run.chmod(0o700)
+    last = checkpoint.steps(run / "checkpoints")[-1]
+    (run / "checkpoints" / f".{last + 100 - last % 100:06d}.tmp").write_text("in the way")
+    assert gradkit("run", "--resume", "run")[0] == 0  # a draft, removed
+    assert final("run") == whole
+
+
+@pytest.mark.flow
+def test_of_two_processes_begun_at_once_one_trains(whole):
+    command = [*COMMAND, "run", "tiny.yaml", "--out", "run"]
+    both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate()[1] for process in both]
+    assert sorted(process.returncode for process in both) == [0, 2]
+    message = next(s for s, process in zip(said, both, strict=True) if process.returncode)
+    assert message.startswith("gradkit: run: ")
+    assert "another process is training in it" in message or "exists already" in message
     assert final("run") == whole
 
 
