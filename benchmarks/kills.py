@@ -48,7 +48,7 @@ optimizer: {name: adam, learning_rate: 0.03}
 epochs: 20
 log_every: 1
 evaluate_every: 5
-checkpoint_every: 7
+checkpoint_every: 25
 best: {metric: validation_loss, patience: 25}
 """,
     "search": """\

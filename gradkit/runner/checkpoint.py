@@ -259,6 +259,6 @@ def _text(leaf: dict[str, Any] | None) -> str:
 
 
 def _damaged(place: Path, why: str) -> UserError:
-    return UserError(
-        f"{place}: damaged checkpoint: {why}. Delete this folder to go on from the one before it."
-    )
+    before = [step for step in steps(place.parent) if step < int(place.name)]
+    then = f"go on from step {before[-1]}" if before else "begin from the start"
+    return UserError(f"{place}: damaged checkpoint: {why}. Delete this folder to {then}.")

@@ -165,38 +165,46 @@ def _run(parsed: argparse.Namespace, arguments: Sequence[str]) -> int:
         print(f"# would train into {folder}{there}\n{explained(config, document)}", end="")
         return 0
 
-    from gradkit.runner import train
+    def begin() -> int:
+        from gradkit.runner import train
 
-    return _train(folder, lambda: train.begin(config, folder, command=["gradkit", *arguments]))
+        return _ended(folder, train.begin(config, folder, command=["gradkit", *arguments]))
+
+    return _resumable(folder, begin)
 
 
 def _resume(parsed: argparse.Namespace) -> int:
     if parsed.out is not None:
         raise UserError("--out names a new run folder; --resume goes on in its own: drop --out")
     if parsed.dry_run:
-        raise UserError("--dry-run is for a CONFIG: a run to resume has its config.yaml")
+        raise UserError(
+            "--dry-run is for a CONFIG, and a run to resume has its own: drop --dry-run"
+        )
     if parsed.words:
         raise UserError(
             f"--resume goes on with the run's own config: drop {' '.join(parsed.words)}"
         )
+    return _resumable(Path(parsed.resume), lambda: _go_on(Path(parsed.resume)))
+
+
+def _go_on(folder: Path) -> int:
     from gradkit.runner import guard, record
 
-    if guard.unbegun(Path(parsed.resume)):
+    if guard.unbegun(folder):
         raise UserError(
-            f"{parsed.resume}: no run has begun in it: it has no {record.CONFIG}. Begin one by "
-            f"gradkit run CONFIG --out {shlex.quote(parsed.resume)}"
+            f"{folder}: no run has begun in it: it has no {record.CONFIG}. Begin one by "
+            f"gradkit run CONFIG --out {shlex.quote(str(folder))}"
         )
-    run = record.open_record(parsed.resume)
-    if run.summary is not None:
-        page = run.path / "report.html"
-        if not page.exists():  # killed before it was written
-            return _train(run.path, lambda: run.summary or {})
-        print(f"{run.path} has ended, and nothing is left to do:")
-        return _tell(page, run.summary)
+    run = record.open_record(folder)
+    page = folder / "report.html"
+    if run.summary is None:
+        from gradkit.runner import train
 
-    from gradkit.runner import train
-
-    return _train(run.path, lambda: train.resume(run))
+        return _ended(folder, train.resume(run))
+    if not page.exists():  # killed before it was written
+        return _ended(folder, run.summary)
+    print(f"{folder} has ended, and nothing is left to do:")
+    return _tell(page, run.summary)
 
 
 def _check(parsed: argparse.Namespace, _: Sequence[str]) -> int:
@@ -251,22 +259,25 @@ def _compare(parsed: argparse.Namespace, _: Sequence[str]) -> int:
     return 0
 
 
-def _train(folder: Path, training: Callable[[], dict[str, Any]]) -> int:
-    """Trains and tells the end; where it is cut short, how to go on."""
-    from gradkit.runner import guard, record
+def _ended(folder: Path, summary: dict[str, Any]) -> int:
+    """Reports on a run and tells its end."""
+    from gradkit.runner import guard
 
+    with guard.alone(folder):
+        guard.remove_drafts(folder, folder / "plots")
+        page = _write_report(folder)
+    return _tell(page, summary)
+
+
+def _resumable(folder: Path, work: Callable[[], int]) -> int:
+    """Does some work on a run; where it is cut short, tells how to go on."""
     try:
-        summary = training()
-        with guard.alone(folder):
-            guard.remove_drafts(folder, folder / "plots")
-            page = _write_report(folder)
+        return work()
     except KeyboardInterrupt as error:
         message, status = "interrupted", _signaled(error)
     except OSError as error:  # a full disk
         message, status = _refusal(error), 2
-    else:
-        return _tell(page, summary)
-    begun = (folder / record.CONFIG).is_file()
+    begun = (folder / "config.yaml").is_file()  # without the imports that may have been cut
     words = f"; go on by gradkit run --resume {shlex.quote(str(folder))}" if begun else ""
     return _fail(f"{message}{words}", status)
 

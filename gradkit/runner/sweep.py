@@ -55,7 +55,10 @@ def plan(file: str, words: Sequence[str], folder: Path | None) -> list[Point]:
     """
     axes = dict(_axis(word) for word in words)
     if len(axes) < len(words):
-        raise UserError(f"sweep: expected each key once, got {' '.join(words)}")
+        raise UserError(
+            f"sweep: expected each key once, got {' '.join(words)}; write all values of a key in "
+            "one word"
+        )
     names = _short_names([key for key, values in axes.items() if len(values) > 1])
     points: list[Point] = []
     for values in itertools.product(*axes.values()):
@@ -66,7 +69,9 @@ def plan(file: str, words: Sequence[str], folder: Path | None) -> list[Point]:
         points.append(Point((folder or Path("sweeps") / config.name) / name, config))
     folders = [point.folder for point in points]
     if shared := [str(one) for one in folders if folders.count(one) > 1]:
-        raise UserError(f"sweep: two points would share {shared[0]}: a value is given twice")
+        raise UserError(
+            f"sweep: two points would share {shared[0]}: a value is given twice; drop one"
+        )
     if too_long := [one.name for one in folders if len(one.name) > _LONGEST]:
         raise UserError(
             f"sweep: {too_long[0]}: a folder's name of {len(too_long[0])} characters, of at most "
@@ -131,7 +136,9 @@ def _axis(word: str) -> tuple[str, list[Any]]:
     else:
         values = values_of(written, f"sweep: {key}")
     if not values:
-        raise UserError(f"sweep: {word}: expected a value or more, got none")
+        raise UserError(
+            f"sweep: {word}: expected a value or more, got none; the end of a range is excluded"
+        )
     return key, values
 
 

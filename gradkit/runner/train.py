@@ -64,9 +64,10 @@ def begin(config: Config, folder: Path, command: Sequence[str]) -> dict[str, Any
 
 def _refuse_to_overwrite(folder: Path) -> None:
     if folder.exists() and not guard.unbegun(folder):
+        begun = (folder / record.CONFIG).is_file()
+        on = f"Go on with it by gradkit run --resume {folder}, or name" if begun else "Name"
         raise UserError(
-            f"{folder}: exists already and is not overwritten. Go on with it by "
-            f"gradkit run --resume {folder}, or name another with --out FOLDER."
+            f"{folder}: exists already and is not overwritten. {on} another with --out FOLDER."
         )
 
 
