@@ -99,7 +99,7 @@ def test_started_again_it_does_what_is_left():
         begin=lambda config, folder: done.append(("begin", config.seed, folder.exists())),
         resume=lambda run: done.append(("resume", run.name)),
     )
-    assert done == [("resume", "seed=1"), ("begin", 2, False), ("begin", 3, False)]
+    assert done == [("resume", "seed=1"), ("begin", 2, True), ("begin", 3, False)]
     assert told == [
         "1 of 4: seed=0: finished before",
         "2 of 4: seed=1: going on",
