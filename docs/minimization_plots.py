@@ -7,17 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from matplotlib.figure import Figure
-from plots import BLUE, DOTTED, GREEN, PINK, RED, write
+from plots import BLUE, DOTTED, GREEN, RED, write
 
 import gradkit as gk
+from gradkit.report.palette import optimizer_looks
 from gradkit.report.svg import INK
 
-METHODS = {
-    "nonlinear_cg": (PINK, "v"),
-    "lbfgs": (BLUE, "o"),
-    "bfgs": (GREEN, "s"),
-    "trust_region": (RED, "^"),
-}
+METHODS = optimizer_looks(["nonlinear_cg", "lbfgs", "bfgs", "trust_region"])
 
 
 def _rosenbrock(x):
@@ -30,10 +26,10 @@ def second_order() -> Figure:
     left, right = figure.subplots(1, 2)
     with jax.enable_x64(True):
         x0 = jnp.where(jnp.arange(10) % 2 == 0, -0.8, 0.6)
-        for method, (color, marker) in METHODS.items():
+        for method, look in METHODS.items():
             found = gk.minimize(_rosenbrock, x0, method=method, tol=1e-9, history=300)
             work, norm = np.asarray(found.history.work), np.asarray(found.history.gradient_norm)
-            style = {"color": color, "marker": marker, "markersize": 3, "markevery": 8}
+            style = {**look.points, "markersize": 4, "markevery": 8}
             left.semilogy(work, norm, label=f"gk.{method}", linewidth=1, **style)
     left.set(xlabel="work [gradients]", ylabel="largest gradient entry [loss/param]")
     left.set_title("Rosenbrock's valley in ten dimensions:\nthe end is faster than linear")
@@ -46,13 +42,15 @@ def second_order() -> Figure:
     height = [[float(saddle((a, b), None)) for a in grid[0]] for b in grid[1]]
     right.contour(*grid, height, levels=5, colors=INK, linewidths=0.3, alpha=0.5)
     paths = {
-        "gk.newton": (RED, "^", gk.newton(0.5)),
-        "gk.saddle_free": (BLUE, "o", gk.saddle_free(0.5)),
-        "gk.sgd": (GREEN, "s", gk.sgd(0.1)),
+        "newton": gk.newton(0.5),
+        "saddle_free": gk.saddle_free(0.5),
+        "sgd": gk.sgd(0.1),
     }
-    for name, (color, marker, tx) in paths.items():
+    looks = optimizer_looks([*paths])
+    for name, tx in paths.items():
         path = np.asarray(_path(tx, saddle, jnp.array([0.8, 0.15]), 20))
-        right.plot(*path.T, color=color, marker=marker, markersize=3, linewidth=1, label=name)
+        style = {**looks[name].points, "markersize": 4, "linewidth": 1}
+        right.plot(*path.T, label=f"gk.{name}", **style)
     right.plot(0, 0, marker="x", color=INK, linestyle=DOTTED)
     right.set(xlabel="first parameter", ylabel="second parameter", xlim=(-1, 1), ylim=(-0.4, 1.8))
     right.set_title("Newton's method is drawn to the saddle\nat the cross, the others leave it")
@@ -82,7 +80,7 @@ def minimization() -> Figure:
     conditions = 10.0 ** np.arange(0, 5)
     with jax.enable_x64(True):
         start = jnp.asarray(np.random.default_rng(0).normal(size=100))
-        for method, (color, marker) in METHODS.items():
+        for method, look in METHODS.items():
 
             def solve(condition, method=method):
                 values = jnp.logspace(0, 1, 100, base=condition)
@@ -91,7 +89,7 @@ def minimization() -> Figure:
 
             work, converged = jax.lax.map(solve, jnp.asarray(conditions))
             assert converged.all(), method
-            style = {"color": color, "marker": marker, "markersize": 4, "linewidth": 1}
+            style = {**look.points, "markersize": 5, "linewidth": 1}
             left.loglog(conditions, work, label=f"gk.{method}", **style)
     left.set(xlabel="condition number", ylabel="work to converge [gradients]")
     left.set_title("A bowl in 100 dimensions: what\ncondition costs each method")

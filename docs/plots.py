@@ -384,7 +384,7 @@ def write(*figures: Callable[[], Figure]) -> None:
 
 def _drawn(figure: Callable[[], Figure]) -> str:
     name = figure.__name__
-    with drawing(name):
+    with drawing(name, math=True):
         text = to_svg(figure(), name)
     text = text.replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
     text = text.replace('<svg style="', f'<svg style="color: {TEXT}; ', 1)

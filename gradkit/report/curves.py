@@ -17,8 +17,13 @@ from gradkit.report.svg import INK, drawing, envelope, to_svg
 from gradkit.runner.record import Record, gradient_equivalents
 
 # Okabe and Ito's palette: told apart with every common color vision.
-_COLORS = {"batch": "#999999", "train": "#0072B2", "test": "#D55E00"}
-_LABELS = {"batch": "training batch", "train": "full training set", "test": "test set"}
+_COLORS = {"batch": "#999999", "train": "#0072B2", "validation": "#E69F00", "test": "#D55E00"}
+_LABELS = {
+    "batch": "training batch",
+    "train": "full training set",
+    "validation": "validation set",
+    "test": "test set",
+}
 _MANY = 200
 
 Getter = Callable[[dict[str, Any]], Any]
@@ -31,7 +36,7 @@ AGAINST: tuple[tuple[str, Getter], ...] = (
 
 def loss_figure(record: Record) -> str | None:
     """Loss against step, time and work; None when no loss is recorded."""
-    keys = {"batch": "loss", "train": "train_loss", "test": "test_loss"}
+    keys = _keys("loss")
     values = _known(record, keys.values())
     if not values.size:
         return None
@@ -51,22 +56,42 @@ def loss_figure(record: Record) -> str | None:
         return to_svg(figure, "loss")
 
 
-def accuracy_figure(record: Record) -> str | None:
-    """Accuracy against step; None when none is recorded."""
-    keys = {"batch": "accuracy", "train": "train_accuracy", "test": "test_accuracy"}
+def metrics_of(record: Record) -> list[str]:
+    """What a run was evaluated in besides its loss, by names without their data's."""
+    names = dict.fromkeys(name for line in record.metrics for name in line)
+    sets = [part for part in _LABELS if part != "batch"]
+    found = [name.partition("_")[2] for name in names if name.partition("_")[0] in sets]
+    return [name for name in dict.fromkeys(found) if name not in ("", "loss")]
+
+
+def metric_figure(record: Record, metric: str, name: str) -> str | None:
+    """A metric, such as the accuracy, against step; None when none is recorded.
+
+    Args:
+        record: the run.
+        metric: without the name of its data, such as `accuracy`.
+        name: of the figure.
+    """
+    keys = _keys(metric)
     values = _known(record, keys.values())
     if not values.size:
         return None
-    with drawing("accuracy"):
+    with drawing(name):
         figure = Figure(figsize=(4.9, 3.2), layout="constrained")
         axes = figure.subplots()
         _draw_series(axes, record, keys, AGAINST[0][1])
         axes.set_xlabel("step")
-        axes.set_ylabel("accuracy [fraction]")
+        words = metric.replace("_", " ")
+        axes.set_ylabel("accuracy [fraction]" if metric == "accuracy" else words)
         _plain_ticks(axes, whole=True)
         _mark_divergence(record, [axes])
         _legend(figure, axes)
-        return to_svg(figure, "accuracy")
+        return to_svg(figure, name)
+
+
+def _keys(metric: str) -> dict[str, str]:
+    """The names that a metric is recorded under, by its data."""
+    return {part: metric if part == "batch" else f"{part}_{metric}" for part in _LABELS}
 
 
 def dynamics_figure(record: Record) -> str | None:

@@ -5,6 +5,44 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from gradkit.report.style import STYLE
+from gradkit.runner.record import Record
+
+# The page can load nothing, whatever a record holds.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+
+
+def document(
+    title: str, parts: Sequence[str], about: str = "gradkit", *, style: str = "", policy: str = ""
+) -> str:
+    """A page of parts, which are HTML; empty ones are left out.
+
+    Args:
+        title: of the page, as text.
+        parts: in order.
+        about: what made it, for programs to read.
+        style: CSS of its own.
+        policy: what it may load besides: a policy for its own script.
+    """
+    policies = "; ".join(filter(None, (_POLICY, policy)))
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta name="generator" content="{about}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policies}">\n'
+        f"<title>{escape(title)}</title>\n<style>\n{STYLE}\n{style}</style>\n</head>\n"
+        "<body>\n<main>\n"
+        + "\n".join(part for part in parts if part)
+        + "\n</main>\n</body>\n</html>\n"
+    )
+
+
+def footer(record: Record) -> str:
+    """What made a record, and that the page is all there is."""
+    version = record.env.get("gradkit")
+    made = f"gradkit {version}" if version else "gradkit"
+    return f"<footer>Made with {escape(made)}; this page holds all of its figures.</footer>"
+
 
 def section(title: str, content: str) -> str:
     """A section under its title; `content` is HTML."""

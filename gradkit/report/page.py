@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from gradkit.report.figures import figures
+from gradkit.report.environment import environment
+from gradkit.report.figures import figures, other_metrics
 from gradkit.report.findings import (
     extremes,
     first_not_finite,
@@ -16,18 +16,14 @@ from gradkit.report.findings import (
     outcome_sentence,
     read_spectrum,
 )
-from gradkit.report.markup import figure, scroll, section
+from gradkit.report.markup import document, figure, footer, section
 from gradkit.report.quantities import finite, number, percent, seconds
 from gradkit.report.race import POLICY as RACE_POLICY
 from gradkit.report.race import STYLE as RACE_STYLE
 from gradkit.report.race import race_section
 from gradkit.report.sharpness import sharpness_part
 from gradkit.report.spectra import condition_number, spectra_sections
-from gradkit.report.style import STYLE
 from gradkit.runner.record import ENV, Record, gradient_equivalents, write_text
-
-# The page can load nothing, whatever a record holds.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 def write_report(record: Record) -> Path:
@@ -49,27 +45,17 @@ def write_report(record: Record) -> Path:
 def page(record: Record, drawn: Mapping[str, str]) -> str:
     """The page as text, from a record and its figures."""
     race = race_section(record)
-    policy, style = _POLICY, STYLE
-    if race:
-        policy, style = f"{policy}; {RACE_POLICY}", f"{style}\n{RACE_STYLE}"
     parts = [
         _header(record),
         _curves(record, drawn),
         spectra_sections(record, drawn),
         race,
         _config(record),
-        _environment(record),
-        _footer(record),
+        environment(record),
+        footer(record),
     ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        f"<title>{escape(record.name)} – gradkit</title>\n<style>\n{style}\n</style>\n</head>\n"
-        "<body>\n<main>\n"
-        + "\n".join(part for part in parts if part)
-        + "\n</main>\n</body>\n</html>\n"
-    )
+    extra = (RACE_STYLE, RACE_POLICY) if race else ("", "")
+    return document(f"{record.name} – gradkit", parts, style=extra[0], policy=extra[1])
 
 
 def _header(record: Record) -> str:
@@ -115,6 +101,7 @@ def _numbers(record: Record) -> str:
         ("Test loss", number(final.get("test_loss"))),
         ("Training accuracy", percent(final.get("train_accuracy"))),
         ("Training loss", number(final.get("train_loss"))),
+        *_other_numbers(final),
         ("Steps", number(summary.get("steps", last.get("step")))),
         ("Time", seconds(summary.get("seconds", last.get("time")))),
         ("Time to compile", seconds(summary.get("compile_seconds"))),
@@ -132,14 +119,26 @@ def _numbers(record: Record) -> str:
     return f'<dl class="numbers">\n{items}</dl>\n' if items else ""
 
 
+def _other_numbers(final: dict[str, Any]) -> list[tuple[str, str]]:
+    """What was evaluated besides losses and accuracies, on data held out."""
+    known = ("test_loss", "test_accuracy")
+    names = [name for name in final if name.startswith(("test_", "validation_"))]
+    return [
+        (escape(name.replace("_", " ").capitalize()), number(final[name]))
+        for name in names
+        if name not in known
+    ]
+
+
 def _final(record: Record) -> dict[str, Any]:
-    """The summary's losses and accuracies; while a run is unfinished, the last recorded ones."""
-    if record.summary is not None:
-        return record.summary
+    """The figures at the end; while a run is unfinished, the last recorded ones."""
+    summary = record.summary or {}
+    if summary.get("status") == "diverged":
+        return summary
     merged: dict[str, Any] = {}
     for line in record.metrics:
         merged |= line
-    return merged
+    return merged | {name: value for name, value in summary.items() if value is not None}
 
 
 def _curves(record: Record, drawn: Mapping[str, str]) -> str:
@@ -165,7 +164,11 @@ def _curves(record: Record, drawn: Mapping[str, str]) -> str:
         "Gradient norm and learning rate against step.",
         "Norm of the training batch's gradient, and the learning rate where one is defined.",
     )
-    curves = f'{loss}<div class="pair">\n{accuracy}{dynamics}</div>\n'
+    others = "".join(
+        figure(drawn, name, f"{metric} against step.", f"{metric.replace('_', ' ')}, as recorded.")
+        for metric, name in other_metrics(record)
+    )
+    curves = f'{loss}<div class="pair">\n{accuracy}{dynamics}{others}</div>\n'
     return section("Training", curves + sharpness_part(record, drawn))
 
 
@@ -187,41 +190,3 @@ def _config(record: Record) -> str:
     return section(
         "Config", f'<pre tabindex="0" aria-label="Resolved config"><code>{text}</code></pre>\n'
     )
-
-
-def _environment(record: Record) -> str:
-    if not record.env:
-        return section("Environment", f"<p>{ENV} is missing.</p>")
-    rows = "".join(
-        f'<tr><th scope="row">{escape(str(name))}</th><td>{_cell(name, value)}</td></tr>\n'
-        for name, value in record.env.items()
-    )
-    return section(
-        "Environment",
-        scroll(
-            "Environment",
-            f"<table><caption>Where and with what this was made</caption>\n<tbody>\n"
-            f"{rows}</tbody></table>",
-        ),
-    )
-
-
-def _cell(name: str, value: Any) -> str:
-    if name == "command" and isinstance(value, list):
-        return f"<code>{escape(shlex.join(map(str, value)))}</code>"
-    if isinstance(value, dict):
-        return "<br>".join(f"{escape(str(key))} {_inline(item)}" for key, item in value.items())
-    return _inline(value)
-
-
-def _inline(value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        text = escape("not known" if value is None else str(value))
-        return f"<code>{text}</code>" if len(text) > 30 else text
-    return escape(number(value, 6))
-
-
-def _footer(record: Record) -> str:
-    version = record.env.get("gradkit")
-    made = f"gradkit {version}" if version else "gradkit"
-    return f"<footer>Made with {escape(made)}; this page holds all of its figures.</footer>"

@@ -20,7 +20,7 @@ function ofRun({ slice, where }) {
   const { a, b, eigenvalues } = slice, last = a.length - 1, at = splined(slice);
   return {
     title: `This run: its loss ${where}`, extent: [a[0], a[last], b[0], b[last]],
-    start: fairStart(at, b[last]), minima: [], rate: rounded(0.3 / eigenvalues[0]),
+    start: fairStart(at, b[last]), minima: [], rate: rounded(0.9 / eigenvalues[0]),
     axes: eigenvalues.map((l, i) => `along eigenvector ${i + 1} (λ = ${text(l)})`),
     bounded: true, at,
   };

@@ -13,6 +13,8 @@ STYLE = """
   }
   svg [style*="stroke: #0072b2"] { stroke: #56b4e9 !important; }
   svg [style*="fill: #0072b2"] { fill: #56b4e9 !important; }
+  svg [style*="stroke: #56b4e9"] { stroke: #7de8e0 !important; }
+  svg [style*="fill: #56b4e9"] { fill: #7de8e0 !important; }
 }
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }

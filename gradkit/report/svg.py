@@ -8,6 +8,7 @@ figure's name, so that several figures can stand in one page.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import StringIO
@@ -56,9 +57,17 @@ _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
 @contextmanager
-def drawing(name: str) -> Iterator[None]:
-    """The style in which a figure is made and saved; matplotlib's settings are restored after."""
-    with matplotlib.style.context(["default", _STYLE | {"svg.hashsalt": name}]):
+def drawing(name: str, *, math: bool = False) -> Iterator[None]:
+    """The style in which a figure is made and saved; matplotlib's settings are restored after.
+
+    Args:
+        name: of the figure.
+        math: whether dollars enclose mathematics; as it is, a dollar in a name is a dollar.
+    """
+    own = {"svg.hashsalt": name, "text.parse_math": math}
+    style = matplotlib.style.context(["default", _STYLE | own])
+    with style, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the page's fonts have it
         yield
 
 

@@ -18,12 +18,14 @@ class Watch:
         value: the best figure, None before the first.
         step: its step.
         since: evaluations after it.
+        test: the figures of the test set at that step.
     """
 
     rule: Best
     value: float | None = None
     step: int | None = None
     since: int = 0
+    test: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def see(self, line: dict[str, Any]) -> bool:
         """Returns whether a metrics line is the best evaluation so far."""
@@ -34,6 +36,7 @@ class Watch:
             self.since += 1
             return False
         self.value, self.step, self.since = found, line["step"], 0
+        self.test = {name: value for name, value in line.items() if name.startswith("test_")}
         return True
 
     def _better(self, found: float) -> bool:
@@ -50,4 +53,5 @@ class Watch:
         """Returns what `summary.json` says of it; nothing where nothing is watched."""
         if self.value is None:
             return {}
-        return {"best": {"metric": self.rule.metric, "value": self.value, "step": self.step}}
+        best = {"metric": self.rule.metric, "value": self.value, "step": self.step}
+        return {"best": best | self.test}

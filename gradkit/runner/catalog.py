@@ -22,6 +22,7 @@ from gradkit.runner.sources import Definition, definition, last_part, names, tex
 PLACES = (
     *("gradkit", "optax", "optax.transforms", "optax.schedules", "optax.contrib"),
     *("gradkit.runner.data.named", "gradkit.runner.data.files", "gradkit.runner.surfaces"),
+    *("gradkit.runner.models", "gradkit.runner.activations", "gradkit.runner.initializers"),
 )
 """The namespaces searched for a name, in this order."""
 
@@ -33,16 +34,30 @@ _KINDS = {
     "str": "text",
     "Labels": "text",  # a pattern of paths
     "None": "null",
+    "Activation": "activation",
+    "Initializer": "initializer",
     "Schedule": "schedule",
     "ScalarOrSchedule": "rate",
+    **dict.fromkeys(
+        ("GradientTransformation", "GradientTransformationExtraArgs", "Link"), "transformation"
+    ),
 }
 _SOURCE = re.compile(r"^[ ]*Source:\s*(.+(?:\n[ ]++(?!\w+:\s).+)*)", re.MULTILINE)
 _SEQUENCES = {"tuple", "list", "Tuple", "List", "Sequence", "Iterable"}
 _MAPPINGS = {"dict", "Dict", "Mapping"}
-_RETURNED = {"Schedule": "schedule", "Examples": "data set", "Task": "task"}
+_RETURNED = {
+    "Schedule": "schedule",
+    "Examples": "data set",
+    "Task": "task",
+    "Net": "model",
+    "Activation": "activation",
+    "Initializer": "initializer",
+}
+_NOT_FROM_A_FILE = "sizes"  # what a model is told of the data
 _COVERED = {  # a kind, and those that need no mention beside it
     "rate": {"number", "int", "schedule"},
     "number": {"int"},
+    "sequence": {"ints"},
 }
 
 
@@ -53,8 +68,10 @@ class Parameter:
     Attributes:
         name: the keyword.
         kind: what a config file may give: bool, int, number, rate (a number or a schedule),
-            schedule, dtype, text, sequence (of numbers), mapping (of whole numbers to numbers), or
-            code, which no file can hold. Alternatives are joined by " or ".
+            schedule, transformation (a name with arguments, or a list of them), activation and
+            initializer (a name, or one with arguments), dtype, text, ints (whole numbers),
+            sequence (of numbers), mapping (of whole numbers to numbers), or code, which no file can
+            hold. Alternatives are joined by " or ".
         default: its source text, None when the argument is required.
         annotation: its source text, empty when there is none.
     """
@@ -84,7 +101,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Entry:
-    """One factory of an optimizer, a transformation, a schedule, a data set or a task.
+    """One factory: of an optimizer, a transformation, a data set or another kind of thing.
 
     Attributes:
         name: the one name that always means this factory: `adam` (gradkit's), `optax.adam`,
@@ -92,7 +109,7 @@ class Entry:
         library: gradkit or optax.
         module: the public module to import it from.
         attribute: its name there.
-        kind: optimizer, transformation, schedule, data set or task.
+        kind: optimizer, transformation, schedule, data set, task, model, activation, initializer.
         parameters: its arguments in order.
         summary: the docstring's first line.
         source: what the docstring's `Source:` names, None without one.
@@ -190,6 +207,8 @@ def _entry(place: str, attribute: str) -> Entry | None:
     function = None if attribute.startswith("_") else definition(place, attribute)
     if function is None or (kind := _entry_kind(function)) is None:
         return None
+    if place.startswith("gradkit.") and function.module != place:  # imported there for its own use
+        return None
     if place.startswith("optax.") and definition("optax", attribute) == function:
         return _entry("optax", attribute)
     prefix = f"{place.removeprefix('optax.')}." if place.startswith("optax") else ""
@@ -201,14 +220,14 @@ def _entry(place: str, attribute: str) -> Entry | None:
         module=place,
         attribute=attribute,
         kind=kind,
-        parameters=tuple(_parameters(function)),
+        parameters=tuple(p for p in _parameters(function) if p.name != _NOT_FROM_A_FILE),
         summary=doc.strip().partition("\n")[0],
         source=" ".join(source[1].split()) if source else None,
     )
 
 
 def _entry_kind(function: Definition) -> str | None:
-    """optimizer, transformation, schedule, data set or task; None for any other function."""
+    """The kind of what a function makes; None for one that makes nothing to be named."""
     node = function.node
     returned = last_part(_returned(function))
     if node.args.vararg or node.args.kwarg:  # not writable as keys
@@ -293,7 +312,7 @@ def _subscript_kinds(head: str, items: list[ast.expr]) -> set[str]:
     if head in ("Optional", "Union"):
         return union | ({"null"} if head == "Optional" else set())
     if head in _SEQUENCES and union <= {"int", "number", "sequence"}:
-        return {"sequence"}
+        return {"ints"} if union == {"int"} else {"sequence"}
     if head in _MAPPINGS and kinds[0] == {"int"} and kinds[-1] <= {"int", "number"}:
         return {"mapping"}
     return {"code"}

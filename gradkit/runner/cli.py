@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gradkit import __version__
-from gradkit.runner import signals, spectrum_options
+from gradkit.runner import endings, signals, spectrum_options
+from gradkit.runner.endings import fail, signaled
 from gradkit.runner.errors import UserError
+
+if TYPE_CHECKING:
+    from gradkit.runner.rows import Row
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,23 +44,18 @@ def _status(arguments: Sequence[str]) -> int:
         sys.stdout.flush()
         return status
     except UserError as error:
-        return _fail(str(error))
+        return fail(str(error))
     except ModuleNotFoundError as error:
         if (error.name or "gradkit").partition(".")[0] == "gradkit":  # a mistake in here
             raise
-        return _fail(f"needs the package {error.name}: pip install 'gradkit[experiments]'")
+        return fail(f"needs the package {error.name}: pip install 'gradkit[experiments]'")
     except BrokenPipeError:  # the reader, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:  # a full disk, a folder that cannot be written
-        return _fail(_refusal(error))
+        return fail(endings.refusal(error))
     except KeyboardInterrupt as error:
-        return _fail("interrupted", _signaled(error))
-
-
-def _fail(message: str, status: int = 2) -> int:
-    print(f"gradkit: {message}", file=sys.stderr)
-    return status
+        return fail("interrupted", signaled(error))
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -109,13 +106,16 @@ def _parser() -> argparse.ArgumentParser:
     sweep = commands.add_parser(
         "sweep",
         help="a run for each combination of values",
-        usage="gradkit sweep CONFIG key.path=value,value... [seed=0:5] [--out FOLDER]",
+        usage="gradkit sweep CONFIG key.path=value,value... [seed=0:5] [--out FOLDER] [--vmap]",
     )
     sweep.add_argument("words", nargs="+", metavar="CONFIG key.path=value,value...")
     sweep.add_argument("--out", metavar="FOLDER", help="folder of the runs; sweeps/NAME by default")
+    sweep.add_argument(
+        "--vmap", action="store_true", help="train the seeds of a point at once, vectorized"
+    )
     sweep.set_defaults(action=_sweep, parser=sweep)
 
-    compare = commands.add_parser("compare", help="runs side by side, means over their seeds")
+    compare = commands.add_parser("compare", help="a table of runs, means over their seeds")
     compare.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or folders of them")
     compare.add_argument("--target", metavar="NAME=VALUE", help="what it took to reach this")
     compare.add_argument("--json", action="store_true", help="for programs to read")
@@ -123,8 +123,15 @@ def _parser() -> argparse.ArgumentParser:
 
     spectrum_options.add(commands, _spectrum)
 
-    report = commands.add_parser("report", help="write a run's plots and report.html again")
-    report.add_argument("run", metavar="RUN", help="a run folder")
+    report = commands.add_parser(
+        "report", help="write a run's plots and report.html again, or one page of several runs"
+    )
+    report.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or folders of them")
+    report.add_argument(
+        "--out",
+        metavar="FILE",
+        help="page of several runs; report.html in a folder of runs, else comparison.html",
+    )
     report.set_defaults(action=_report, parser=report)
 
     names = commands.add_parser("list", help="what a config can name, or one name in full")
@@ -142,9 +149,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _every_name(**_: Any) -> list[str]:
-    from gradkit.runner import listing
+    from gradkit.runner.catalog import catalog
 
-    return listing.every_name()
+    return list(catalog())
 
 
 def _run(parsed: argparse.Namespace, arguments: Sequence[str]) -> int:
@@ -170,7 +177,7 @@ def _run(parsed: argparse.Namespace, arguments: Sequence[str]) -> int:
 
         return _ended(folder, train.begin(config, folder, command=["gradkit", *arguments]))
 
-    return _resumable(folder, begin)
+    return endings.resumable(folder, begin)
 
 
 def _resume(parsed: argparse.Namespace) -> int:
@@ -184,7 +191,7 @@ def _resume(parsed: argparse.Namespace) -> int:
         raise UserError(
             f"--resume goes on with the run's own config: drop {' '.join(parsed.words)}"
         )
-    return _resumable(Path(parsed.resume), lambda: _go_on(Path(parsed.resume)))
+    return endings.resumable(Path(parsed.resume), lambda: _go_on(Path(parsed.resume)))
 
 
 def _go_on(folder: Path) -> int:
@@ -204,7 +211,7 @@ def _go_on(folder: Path) -> int:
     if not page.exists():  # killed before it was written
         return _ended(folder, run.summary)
     print(f"{folder} has ended, and nothing is left to do:")
-    return _tell(page, run.summary)
+    return endings.tell(page, run.summary)
 
 
 def _check(parsed: argparse.Namespace, _: Sequence[str]) -> int:
@@ -231,20 +238,29 @@ def _sweep(parsed: argparse.Namespace, arguments: Sequence[str]) -> int:
 
     from gradkit.runner import train
 
+    command, workshop = ["gradkit", *arguments], train.Workshop()
     try:
         sweep.run(
             points,
             lambda line: print(line, file=sys.stderr),
-            begin=lambda config, folder: train.begin(config, folder, ["gradkit", *arguments]),
+            begin=lambda config, folder: train.begin(config, folder, command, workshop),
             resume=train.resume,
+            together=_together(command) if parsed.vmap else None,
         )
     except KeyboardInterrupt as error:
-        return _fail(f"interrupted; the same command goes on: {again}", _signaled(error))
+        return fail(f"interrupted; the same command goes on: {again}", signaled(error))
     except OSError as error:
-        return _fail(f"{_refusal(error)}; the same command goes on: {again}")
-    records = [record.open_record(point.folder) for point in points]
-    print(compare.table(compare.compared(records)))
+        return fail(f"{endings.refusal(error)}; the same command goes on: {again}")
+    rows = compare.compared([record.open_record(point.folder) for point in points])
+    _print_table(rows)
+    print(_write_comparison(rows, points[0].folder.parent / "report.html"))
     return 0
+
+
+def _together(command: Sequence[str]) -> Callable[..., Any]:
+    from gradkit.runner import together
+
+    return lambda configs, folders: together.begin(configs, folders, command)
 
 
 def _compare(parsed: argparse.Namespace, _: Sequence[str]) -> int:
@@ -253,10 +269,20 @@ def _compare(parsed: argparse.Namespace, _: Sequence[str]) -> int:
     target = compare.Target.of(parsed.target) if parsed.target else None
     rows = compare.compared(compare.open_all(parsed.runs), target)
     if parsed.json:
-        print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2, ensure_ascii=False))
+        found = [compare.described(row) for row in rows]
+        print(json.dumps(found, indent=2, ensure_ascii=False))
     else:
-        print(compare.table(rows))
+        _print_table(rows)
     return 0
+
+
+def _print_table(rows: Sequence[Row]) -> None:
+    from gradkit.runner import compare
+    from gradkit.runner.rows import budget_words
+
+    print(compare.table(rows))
+    if len(rows) > 1 and (words := budget_words(rows)):
+        print(words)
 
 
 def _ended(folder: Path, summary: dict[str, Any]) -> int:
@@ -266,50 +292,7 @@ def _ended(folder: Path, summary: dict[str, Any]) -> int:
     with guard.alone(folder):
         guard.remove_drafts(folder, folder / "plots")
         page = _write_report(folder)
-    return _tell(page, summary)
-
-
-def _resumable(folder: Path, work: Callable[[], int]) -> int:
-    """Does some work on a run; where it is cut short, tells how to go on."""
-    try:
-        return work()
-    except KeyboardInterrupt as error:
-        message, status = "interrupted", _signaled(error)
-    except OSError as error:  # a full disk
-        message, status = _refusal(error), 2
-    begun = (folder / "config.yaml").is_file()  # without the imports that may have been cut
-    words = f"; go on by gradkit run --resume {shlex.quote(str(folder))}" if begun else ""
-    return _fail(f"{message}{words}", status)
-
-
-def _signaled(error: KeyboardInterrupt) -> int:
-    """The exit status of a command that a signal has ended."""
-    return 128 + (error.args or (signal.SIGINT,))[0]
-
-
-def _refusal(error: OSError) -> str:
-    """What the system would not do."""
-    return f"{error.filename or 'the system refuses'}: {error.strerror or error}"
-
-
-def _tell(page: Path, summary: dict[str, Any]) -> int:
-    if summary["status"] == "diverged":
-        return _fail(
-            f"the loss became NaN or infinite by step {summary['steps']}. Lower "
-            f"optimizer.learning_rate or clip the gradient; what happened is in {page}",
-            status=1,
-        )
-    tests = [(name, value) for name, value in summary.items() if name.startswith("test_")]
-    figures = [
-        f"{name.replace('_', ' ')} {value:.4f}"
-        for name, value in sorted(tests, key=lambda item: item[0] == "test_loss")
-        if value is not None
-    ]
-    spent = f"after {summary['steps']} steps in {summary['seconds']:.1f} s"
-    print(f"{', '.join(figures)} {spent}\n{page}")
-    if best := summary.get("best"):
-        print(f"best {best['metric']} {best['value']:.4f} at step {best['step']}, kept in best/")
-    return 0
+    return endings.tell(page, summary)
 
 
 def _spectrum(parsed: argparse.Namespace, arguments: Sequence[str]) -> int:
@@ -340,15 +323,32 @@ def _spectrum(parsed: argparse.Namespace, arguments: Sequence[str]) -> int:
             folder = one.folder
             results.append(spectrum.compute(one, options))
     except KeyboardInterrupt as error:
-        return _fail("interrupted; the same command goes on from there", _signaled(error))
+        return fail("interrupted; the same command goes on from there", signaled(error))
     print(tables.overview(results))
     print(_write_report(folder))
     return 0
 
 
 def _report(parsed: argparse.Namespace, _: Sequence[str]) -> int:
-    print(_write_report(Path(parsed.run)))
+    from gradkit.runner import compare, record
+
+    first, *others = map(Path, parsed.runs)
+    names = (record.CONFIG, record.ENV)
+    if not others and any((first / name).is_file() for name in names):
+        if parsed.out is not None:
+            raise UserError("--out is for the page of several runs; that of one is in its folder")
+        print(_write_report(first))
+        return 0
+    rows = compare.compared(compare.open_all(parsed.runs))
+    default = Path("comparison.html") if others else first / "report.html"
+    print(_write_comparison(rows, Path(parsed.out or default)))
     return 0
+
+
+def _write_comparison(rows: Sequence[Row], path: Path) -> Path:
+    from gradkit.report.comparison import write_comparison
+
+    return write_comparison(rows, path)
 
 
 def _write_report(folder: Path) -> Path:

@@ -20,13 +20,12 @@ from gradkit.runner.catalog import nearest
 from gradkit.runner.document import Document, Place, describe, lines_of, read, yaml
 from gradkit.runner.errors import UserError
 from gradkit.runner.members import Member, Schedule, as_written, spelled_out
-from gradkit.runner.schema import Config, Data, Model, Spectrum
+from gradkit.runner.schema import Config, Data, Spectrum
 
 __all__ = [
     "Config",
     "Data",
     "Member",
-    "Model",
     "Schedule",
     "Spectrum",
     "dump",
@@ -34,6 +33,7 @@ __all__ = [
     "explained",
     "load",
     "resolved",
+    "seedless",
 ]
 
 
@@ -100,7 +100,7 @@ def _extended(path: Path) -> Document:
 
 def _spelled_out(document: Document) -> Document:
     data = document.tree.get("data")
-    named = [(document.tree, "optimizer"), (document.tree, "task"), (data, "source")]
+    named = [*((document.tree, key) for key in ("optimizer", "task", "model")), (data, "source")]
     for section, key in named:
         if isinstance(section, dict) and key in section:
             section[key] = spelled_out(section[key])
@@ -146,6 +146,11 @@ def dump(config: Config) -> str:
     text = io.StringIO()
     yaml().dump(tree, text)
     return text.getvalue()
+
+
+def seedless(config: Config) -> str:
+    """Returns a config as text but for its seed and its name."""
+    return dump(config.model_copy(update={"seed": 0, "name": "any"}))
 
 
 def _located(detail: ErrorDetails, document: Document) -> tuple[Place, str]:

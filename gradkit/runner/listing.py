@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import textwrap
-from typing import Any, get_args
+from typing import Any
 
 from gradkit.runner.catalog import Entry, Parameter, catalog, find
-from gradkit.runner.config import Model, expected
 from gradkit.runner.data import installed
-
-KINDS = ("optimizer", "transformation", "schedule", "data set", "task")
-MODELS = get_args(Model.model_fields["name"].annotation)
 
 
 def overview() -> str:
     """Returns every name by kind, gradkit's with a line each, then optax's."""
     entries = catalog().values()
     blocks = []
-    for kind in KINDS:
+    for kind in _kinds():
         ours = [e for e in entries if e.kind == kind and e.library == "gradkit"]
         theirs = [e.name for e in entries if e.kind == kind and e.library != "gradkit"]
         lines = [f"{kind}s"]
@@ -27,7 +23,6 @@ def overview() -> str:
             lines += _wrapped(f"missing: {words}") if (words := installed.missing(e.name)) else []
         lines += _wrapped("of optax: " + ", ".join(theirs)) if theirs else []
         blocks.append("\n".join(lines))
-    blocks.append("\n".join(["models", *(f"  {name}" for name in MODELS)]))
     return "\n\n".join(blocks) + "\n\n`gradkit list NAME` shows a name's arguments."
 
 
@@ -37,26 +32,17 @@ def entry(name: str) -> str:
     Raises:
         UserError: there is no such name; the message has the nearest.
     """
-    if name in MODELS:
-        lines = [f"{name} (model)"]
-        rows = [(p["name"], str(p["default"]), p["takes"]) for p in _model_parameters()]
-    else:
-        found = find(name)
-        lines = [f"{found.name} ({found.kind}, {found.library})", f"  {found.summary}"]
-        lines += _wrapped(f"Source: {found.source}") if found.source else []
-        lines += _wrapped(f"missing: {words}") if (words := installed.missing(name)) else []
-        rows = [_argument(parameter) for parameter in found.parameters]
+    found = find(name)
+    lines = [f"{found.name} ({found.kind}, {found.library})", f"  {found.summary}"]
+    lines += _wrapped(f"Source: {found.source}") if found.source else []
+    lines += _wrapped(f"missing: {words}") if (words := installed.missing(name)) else []
+    rows = [_argument(parameter) for parameter in found.parameters]
     if not rows:
         return "\n".join([*lines, "  takes no arguments"])
     rows.insert(0, ("argument", "default", "takes"))
     names, defaults, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
     lines += ["", *(f"  {a:{names}}  {b:{defaults}}  {c}" for a, b, c in rows)]
     return "\n".join(lines)
-
-
-def every_name() -> list[str]:
-    """Returns whatever `entry` knows."""
-    return [*catalog(), *MODELS]
 
 
 def described(name: str | None) -> dict[str, Any]:
@@ -66,15 +52,11 @@ def described(name: str | None) -> dict[str, Any]:
         UserError: there is no such name; the message has the nearest.
     """
     if name is None:
-        by_kind = {
-            f"{kind}s".replace(" ", "_"): [
-                _as_dict(e) for e in catalog().values() if e.kind == kind
-            ]
-            for kind in KINDS
+        every = catalog().values()
+        return {
+            f"{kind}s".replace(" ", "_"): [_as_dict(e) for e in every if e.kind == kind]
+            for kind in _kinds()
         }
-        return {**by_kind, "models": list(MODELS)}
-    if name in MODELS:
-        return {"name": name, "kind": "model", "parameters": _model_parameters()}
     return _as_dict(find(name))
 
 
@@ -83,18 +65,25 @@ def _as_dict(found: Entry) -> dict[str, Any]:
     return dataclasses.asdict(found) | missing
 
 
-def _model_parameters() -> list[dict[str, Any]]:
-    return [
-        {"name": key, "default": field.default, "takes": expected(field)}
-        for key, field in Model.model_fields.items()
-        if key != "name"
-    ]
+def _kinds() -> list[str]:
+    """Every kind of thing that has a name, gradkit's optimizers first."""
+    return list(dict.fromkeys(["optimizer", *(entry.kind for entry in catalog().values())]))
 
 
 def _argument(parameter: Parameter) -> tuple[str, str, str]:
     """Its name, its default and what a config may give."""
-    takes = {"code": "nothing in a file: Python only", "rate": "a number or a schedule"}
+    takes = {
+        "code": "nothing in a file: Python only",
+        "rate": "a number or a schedule",
+        "ints": "a list of whole numbers",
+        "sequence": "a list of numbers",
+        "transformation": "an optimizer, or a list of chain members",
+        "activation": "an activation's name",
+        "initializer": "an initializer's name",
+    }
     default = "required" if parameter.default is None else parameter.default
+    if parameter.kind in ("activation", "initializer"):
+        default = default.removesuffix("()")  # as a config has it
     return parameter.name, default, takes.get(parameter.kind, parameter.kind)
 
 

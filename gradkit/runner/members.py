@@ -15,20 +15,29 @@ from gradkit.runner.errors import UserError
 Problems = list[tuple[KeyPath, str]]
 
 _SCHEDULE = "a schedule such as {warmup_cosine: {peak: 0.1, steps: 1000}}"
+_EXAMPLES = {
+    "optimizer": "{name: adam, learning_rate: 0.001}",
+    "data set": "{name: spirals, noise: 0.1}",
+    "task": "{name: rosenbrock, start: [-1.2, 1]}",
+    "model": "{name: mlp, hidden: [32, 32]}",
+    "activation": "{name: leaky_relu, negative_slope: 0.1}",
+    "initializer": "{name: normal, stddev: 0.1}",
+}
 _EXPECTED = {
     "bool": "true or false",
     "int": "a whole number",
     "number": "a number",
     "rate": f"a number or {_SCHEDULE}",
     "schedule": _SCHEDULE,
+    "transformation": "an optimizer such as {name: adam, learning_rate: 0.001}, or a list of them",
+    **{
+        kind: f"an {kind}'s name, or one with arguments such as {_EXAMPLES[kind]}"
+        for kind in ("activation", "initializer")
+    },
     "text": "text",
+    "ints": "a list of whole numbers",
     "sequence": "a list of numbers",
     "mapping": "a mapping of whole numbers to numbers",
-}
-_EXAMPLES = {
-    "optimizer": "{name: adam, learning_rate: 0.001}",
-    "data set": "{name: spirals, noise: 0.1}",
-    "task": "{name: rosenbrock, start: [-1.2, 1]}",
 }
 _CODE = "cannot be written in a config file; use the Python API"
 _DTYPES = ("bfloat16", "float16", "float32", "float64", "complex64", "complex128")
@@ -47,7 +56,7 @@ class Member:
     """Something named: the name of its factory and the factory's arguments.
 
     `catalog.find(name).load()` is the factory. An argument is what the file holds, with a list as a
-    tuple and a schedule as a `Schedule`.
+    tuple, a schedule as a `Schedule`, and a transformation that is wrapped as a tuple of members.
     """
 
     name: str
@@ -85,7 +94,7 @@ def resolve_one(value: Any, kind: str) -> tuple[Member, Problems]:
 
     Args:
         value: as written.
-        kind: "data set" or "task".
+        kind: "data set", "task", "model", "activation" or "initializer".
     """
     problems: Problems = []
     return _member(spelled_out(value), (kind,), (), problems), problems
@@ -106,7 +115,7 @@ def _member(written: Any, kinds: tuple[str, ...], path: KeyPath, problems: Probl
         return Member("")
     arguments = {key: value for key, value in written.items() if key != "name"}
     if "name" not in written:
-        a = "an" if kinds[0] == "optimizer" else "a"
+        a = "an" if kinds[0][0] in "aio" else "a"
         words = f"missing; the name of {a} {kinds[0]}, as in {_EXAMPLES[kinds[0]]}"
         problems.append(((*path, "name"), words))
         return Member("", arguments)
@@ -179,6 +188,14 @@ def _argument(parameter: Parameter, value: Any, path: KeyPath, problems: Problem
         return None
     if isinstance(value, dict) and {"rate", "schedule"} & {*kinds}:
         return _schedule(value, path, problems)
+    if isinstance(value, str | dict | list) and "transformation" in kinds:
+        members, found = resolve(value)
+        problems += [((*path, *inner), problem) for inner, problem in found]
+        return members
+    if isinstance(value, str | dict) and parameter.kind in ("activation", "initializer"):
+        member, found = resolve_one(value, parameter.kind)
+        problems += [((*path, *inner), problem) for inner, problem in found]
+        return member
     if value in choices if choices else any(_fits(value, kind) for kind in kinds):
         return _frozen(value)
     if parameter.kind == "code":
@@ -212,6 +229,8 @@ def _fits(value: Any, kind: str) -> bool:
             return number
         case "text":
             return isinstance(value, str)
+        case "ints":
+            return isinstance(value, list | tuple) and all(_fits(item, "int") for item in value)
         case "sequence":
             return isinstance(value, list | tuple) and all(
                 _fits(item, "number") or _fits(item, "sequence") for item in value
@@ -229,6 +248,8 @@ def _frozen(value: Any) -> Any:
 
 
 def _written(value: Any) -> Any:
+    if isinstance(value, Member):
+        return as_written(value)
     if isinstance(value, Schedule):
         return {value.name: {key: _written(v) for key, v in value.arguments.items()}}
     return [_written(item) for item in value] if isinstance(value, tuple) else value

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import optax
 
-import gradkit as gk
-from gradkit.runner.catalog import find
-from gradkit.runner.errors import UserError
+from gradkit.runner.making import as_user_error, chained, made
 from gradkit.runner.members import Member, Schedule
 from gradkit.runner.stability import stability
 from gradkit.spectra.step_sizes import stability_limit
@@ -23,26 +20,28 @@ def build(members: tuple[Member, ...]) -> optax.GradientTransformationExtraArgs:
         UserError: a factory refuses the values of its arguments. So do `init` and `update` of the
           result, when first traced, where a member cannot work with the model or the runner.
     """
-    links = [_call(member) for member in members]
-    tx = optax.with_extra_args_support(links[0]) if len(links) == 1 else gk.chain(*links)
+    tx = chained(members)
 
     def init(params):
-        with _as_user_error("optimizer: cannot be started on this model"):
+        with as_user_error("optimizer: cannot be started on this model"):
             return tx.init(params)
 
     def update(updates, state, params=None, **extra):
-        with _as_user_error("optimizer: cannot be run from a config"):
+        with as_user_error("optimizer: cannot be run from a config"):
             return tx.update(updates, state, params, **extra)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def configured_rate(members: tuple[Member, ...]) -> Callable[[int], Any]:
-    """Returns the learning rate at a step as the config states it; None where it does not."""
+    """Returns the learning rate at a step as the config states it; None where it does not.
+
+    Of a wrapped optimizer it is not said: a wrapper may count other steps.
+    """
     for member in members:
         rate = member.arguments.get("learning_rate")
         if isinstance(rate, Schedule):
-            return _call(rate)
+            return made(rate)
         if rate is not None:
             return lambda step: rate
     return lambda step: None
@@ -68,22 +67,3 @@ def sharpness_limits(members: tuple[Member, ...]) -> dict[str, float]:
         return {}
     limit = stability_limit(rate, momentum=momentum, ema=name == "adam")
     return {"preconditioned_sharpness_limit": float(limit)}
-
-
-def _call(node: Member | Schedule) -> Any:
-    arguments = {
-        key: _call(value) if isinstance(value, Schedule) else value
-        for key, value in node.arguments.items()
-    }
-    with _as_user_error(f"optimizer: {node.name} refuses its arguments"):
-        return find(node.name).load()(**arguments)
-
-
-@contextmanager
-def _as_user_error(what: str) -> Iterator[None]:
-    """Shows what a factory or a member raises without a traceback; its cause stays attached."""
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        first_line, _, _ = str(error).partition("\n")
-        raise UserError(f"{what}: {first_line}") from error

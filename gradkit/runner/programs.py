@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -33,9 +34,9 @@ class Programs:
 
     Attributes:
         feed: where the steps get their examples from.
-        advance: (state, data, rows, first step, number of steps) -> (state, figures of each step,
-            steps taken, whether all is finite); gives up the buffers of its state. It stops at the
-            first step that is not finite.
+        advance: (state, key, data, rows, first step, number of steps) -> (state, figures of each
+            step, steps taken, whether all is finite); gives up the buffers of its state. It stops
+            at the first step that is not finite.
         evaluate: state -> `train_loss` and the other figures of each part of the data.
         seconds: what compiling took.
     """
@@ -44,6 +45,10 @@ class Programs:
     advance: Callable[..., tuple[State, dict[str, jax.Array], jax.Array, jax.Array]]
     evaluate: Callable[[State], dict[str, float]]
     seconds: float
+
+    def of(self, batches: Batches) -> Programs:
+        """Returns the programs of a run that differs in the order of its examples alone."""
+        return dataclasses.replace(self, feed=self.feed.of(batches))
 
 
 class Feed:
@@ -62,6 +67,12 @@ class Feed:
         fit = 2**22 // batches.size if self.resident else STREAMED // a_batch
         self.most = max(1, min(most, fit))
 
+    def of(self, batches: Batches) -> Feed:
+        """Returns the same examples in another order."""
+        other = copy.copy(self)
+        other.batches = batches
+        return other
+
     def ahead(self, start: int, count: int) -> tuple[PyTree, jax.Array]:
         """Returns data and rows for so many steps, at most `self.most`."""
         if self.batches.whole:
@@ -75,37 +86,56 @@ class Feed:
         return jax.device_put((sent, places))
 
 
-def compiled(setting: Setting, state: State) -> Programs:
-    """Returns the programs of a run."""
+def compiled(setting: Setting, state: State, keys: jax.Array | None = None) -> Programs:
+    """Returns the programs of a run.
+
+    Args:
+        setting: what the config describes.
+        state: of the run.
+        keys: of several runs at once, which `advance` takes with their states, rows and, where
+            they are streamed, data stacked along a new first axis.
+    """
     start = time.perf_counter()
     update = _update(setting)
     batch = {name: array[: setting.batches.size] for name, array in setting.task.data.train.items()}
     alone = jax.default_backend() == "cpu" and holds_convolution(
-        jax.make_jaxpr(update)(state, batch, np.int32(0))
+        jax.make_jaxpr(update)(state, setting.key, batch, np.int32(0))
     )
     feed = Feed(setting.task.data.train, setting.batches, 1 if alone else MOST_STEPS)
     chunk = _one(setting, update) if alone else _many(setting, update, feed.most)
-    shapes = state, *feed.ahead(0, 1), np.int32(0), np.int32(0)
+    inputs = state, setting.key, *feed.ahead(0, 1), np.int32(0), np.int32(0)
+    if keys is not None:
+        axes = 0, 0, None if feed.resident else 0, 0, None, None
+        chunk = jax.vmap(chunk, axes)
+        inputs = tuple(
+            x if axis is None else stacked([x] * len(keys))
+            for x, axis in zip(inputs, axes, strict=True)
+        )
     return Programs(
         feed=feed,
-        advance=jax.jit(chunk, donate_argnums=0).lower(*shapes).compile(),
+        advance=jax.jit(chunk, donate_argnums=0).lower(*inputs).compile(),
         evaluate=_evaluator(setting, state, feed),
         seconds=time.perf_counter() - start,
     )
 
 
+def stacked(trees: Sequence[PyTree]) -> PyTree:
+    """Returns trees along a new first axis of each leaf."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
 def _many(setting: Setting, update: Callable, most: int) -> Callable:
     """So many steps as are asked for: one program for any number, so that all numbers agree."""
 
-    def chunk(state, data, rows, start, count):
+    def chunk(state, key, data, rows, start, count):
         def one(carry):
             i, state, history, _ = carry
-            state, figures = update(state, _batch(setting, data, rows, i), start + i)
+            state, figures = update(state, key, _batch(setting, data, rows, i), start + i)
             history = {name: h.at[i].set(figures[name]) for name, h in history.items()}
             return i + 1, state, history, _finite(setting, state, figures)
 
         _, figures = jax.eval_shape(
-            lambda s: update(s, _batch(setting, data, rows, 0), start), state
+            lambda s: update(s, key, _batch(setting, data, rows, 0), start), state
         )
         history = {name: jnp.zeros((most, *f.shape), f.dtype) for name, f in figures.items()}
         i, state, history, good = jax.lax.while_loop(
@@ -119,8 +149,8 @@ def _many(setting: Setting, update: Callable, most: int) -> Callable:
 def _one(setting: Setting, update: Callable) -> Callable:
     """A single step outside of any loop, in which a CPU is slow at convolutions."""
 
-    def chunk(state, data, rows, start, count):
-        state, figures = update(state, _batch(setting, data, rows, 0), start)
+    def chunk(state, key, data, rows, start, count):
+        state, figures = update(state, key, _batch(setting, data, rows, 0), start)
         history = {name: f[None] for name, f in figures.items()}
         return state, history, jnp.minimum(1, count), _finite(setting, state, figures)
 
@@ -140,13 +170,12 @@ def _finite(setting: Setting, state: State, figures: dict[str, jax.Array]) -> ja
 
 
 def _update(setting: Setting) -> Callable[..., tuple[State, dict[str, jax.Array]]]:
-    """One step: (state, batch, number of the step) -> (state, figures)."""
+    """One step: (state, key of the run, batch, number of the step) -> (state, figures)."""
     task, tx, config = setting.task, setting.tx, setting.config
-    key = jax.random.key(config.seed)
     parts = config.micro_batches if config.micro_batches > 1 else None
     drawing = _draws(setting)
 
-    def update(state, batch, step):
+    def update(state, key, batch, step):
         params, optimizer, model = state
         drawn = jax.random.fold_in(key, step)
         if task.init_state is not None:
@@ -232,11 +261,12 @@ def _means(figures: Callable, state: State, data: dict[str, Any]) -> dict[str, f
         piece = {name: array[start : start + EVALUATED] for name, array in data.items()}
         share = len(piece["x"]) / examples
         for name, value in figures(state.params, state.model, piece).items():
-            totals[name] = totals.get(name, 0.0) + share * shortest(value)
+            totals[name] = totals.get(name, 0.0) + share * shortest(np.atleast_1d(value))[0]
     return totals
 
 
-def shortest(value: Any) -> float | int:
-    """Returns Python's number; of a float32 the shortest, 0.003 and not 0.003000000026."""
-    array = np.asarray(value)
-    return array.item() if array.dtype.kind in "biu" else float(str(array[()]))
+def shortest(values: np.ndarray) -> list[Any]:
+    """Returns Python's numbers; of a float32 the shortest, 0.003 and not 0.003000000026."""
+    if values.dtype.kind in "biu":
+        return values.tolist()
+    return [float(str(value)) for value in values]

@@ -40,6 +40,14 @@ def _run_name(name: str) -> str:
     return name
 
 
+def _logger(name: str) -> str:
+    if name != "tensorboard" and ":" not in name:
+        raise _problem(
+            f"expected tensorboard, or path/to/file.py:name of a logger, got {describe(name)}"
+        )
+    return name
+
+
 def _members(value: Any) -> tuple[Member, ...]:
     return _without(value, *resolve(value))
 
@@ -61,6 +69,12 @@ def _reader(path: str) -> str | None:
     if Path(path).is_dir():
         return "idx" if any(Path(path).glob("*idx?-ubyte*")) else "images"
     return _READERS.get(Path(path).suffix)
+
+
+def _model(value: Any) -> Member:
+    if isinstance(value, dict) and "name" not in value:
+        value = {"name": "mlp", **value}
+    return _without(value, *resolve_one(value, "model"))
 
 
 def _task(value: Any) -> Member | None:
@@ -126,25 +140,6 @@ class Data(_Section):
     )
 
 
-class Model(_Section):
-    """What learns."""
-
-    name: Literal["mlp"] = Field(default="mlp", description="kind of model")
-    hidden: Annotated[tuple[_Whole, ...], Field(strict=False)] = Field(
-        default=(32,), description="width of each hidden layer [units]"
-    )
-    activation: Literal["relu", "tanh", "gelu", "sigmoid", "silu", "elu", "softplus"] = Field(
-        default="relu", description="nonlinearity after each hidden layer"
-    )
-    bias: bool = Field(default=True, description="whether layers add a constant to each unit")
-    batch_norm: bool = Field(
-        default=False, description="normalize each hidden unit over the batch, before it bends"
-    )
-    dropout: float = Field(
-        default=0.0, ge=0, lt=1, description="share of hidden units left out in a training step"
-    )
-
-
 class Best(_Section):
     """Which evaluation was the best, and when to stop looking for a better one."""
 
@@ -191,7 +186,9 @@ class Config(_Section):
     )
     seed: int = Field(default=0, ge=0, lt=2**32, description="source of all randomness in the run")
     data: Data = Field(default=Data(), description="what the model learns from")
-    model: Model = Field(default=Model(), description="what learns")
+    model: Annotated[Member, PlainValidator(_model), PlainSerializer(_plainly)] = Field(
+        default=Member("mlp"), description="what learns: a model's name, with its arguments"
+    )
     loss: Literal["cross_entropy", "binary_cross_entropy", "squared_error"] | None = Field(
         default=None,
         description="mean over the examples; squared_error is half that to the target, of a class "
@@ -223,6 +220,12 @@ class Config(_Section):
     )
     best: Best = Field(
         default=Best(), description="the evaluation whose checkpoint is kept, and when to stop"
+    )
+    log_to: Annotated[tuple[Annotated[str, AfterValidator(_logger)], ...], Field(strict=False)] = (
+        Field(
+            default=(),
+            description="where metrics go besides metrics.jsonl: tensorboard, path/to/file.py:name",
+        )
     )
     on_nan: Literal["stop", "skip"] = Field(
         default="stop",

@@ -51,14 +51,18 @@ class Setting:
         """Steps in the whole run."""
         return self.config.epochs * self.batches.per_epoch
 
+    @property
+    def key(self) -> jax.Array:
+        """The source of all randomness in the run, but for the order of the examples."""
+        return jax.random.key(self.config.seed)
+
     def initial(self) -> State:
         """Returns the state at step 0, each leaf in a buffer of its own.
 
         The training step overwrites its arguments, and an optimizer may hold one array twice.
         """
-        key = jax.random.key(self.config.seed)
-        params = self.task.init(key)
-        model = self.task.init_state(key) if self.task.init_state else None
+        params = self.task.init(self.key)
+        model = self.task.init_state(self.key) if self.task.init_state else None
         state = State(params, self.tx.init(params), model)
         return jax.tree.map(_own, state)
 

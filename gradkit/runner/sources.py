@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 _LIBRARIES = ("gradkit", "optax")
-_WORTH_PARSING = re.compile(rb"GradientTransformation|Schedule|Examples|Task|\bchain\b|\bLink\b")
+_WORTH_PARSING = re.compile(
+    rb"GradientTransformation|Schedule|Examples|Task|Net|Activation|Initializer|\bchain\b|\bLink\b"
+)
 
 
 class Definition(NamedTuple):

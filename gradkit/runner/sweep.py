@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from gradkit.runner import record
-from gradkit.runner.config import Config, dump, load
+from gradkit.runner.config import Config, dump, load, seedless
 from gradkit.runner.document import values_of
 from gradkit.runner.errors import UserError
 from gradkit.runner.guard import unbegun
@@ -42,7 +42,9 @@ class Point:
 
 
 def plan(file: str, words: Sequence[str], folder: Path | None) -> list[Point]:
-    """Returns the runs of a sweep, the last word's values changing fastest.
+    """Returns the runs of a sweep, the last word's values changing fastest, but seeds faster still.
+
+    Runs that differ in their seeds alone follow each other, and share what is compiled.
 
     Args:
         file: the config.
@@ -59,6 +61,8 @@ def plan(file: str, words: Sequence[str], folder: Path | None) -> list[Point]:
             f"sweep: expected each key once, got {' '.join(words)}; write all values of a key in "
             "one word"
         )
+    if "seed" in axes:
+        axes["seed"] = axes.pop("seed")
     names = _short_names([key for key, values in axes.items() if len(values) > 1])
     points: list[Point] = []
     for values in itertools.product(*axes.values()):
@@ -86,6 +90,7 @@ def run(
     *,
     begin: Callable[[Config, Path], Any],
     resume: Callable[[record.Record], Any],
+    together: Callable[[list[Config], list[Path]], Any] | None = None,
 ) -> None:
     """Trains what has not ended yet.
 
@@ -94,14 +99,22 @@ def run(
         tell: takes a line on what is done next.
         begin: (config, folder), trains in a new folder.
         resume: goes on with a run that has begun.
+        together: (configs, folders), trains runs that differ in their seeds alone in new folders;
+            None to train them one by one.
 
     Raises:
         UserError: a folder holds the run of another config, which is found before any training.
     """
     states = [(point, _state(point)) for point in points]
+    groups = _by_seeds([point for point, state in states if state is None]) if together else {}
     for number, (point, state) in enumerate(states, start=1):
         where = f"{number} of {len(points)}: {point.folder.name}"
-        if state is None:
+        group = groups.get(seedless(point.config), [])
+        if state is None and together is not None and len(group) > 1:
+            if point == group[0]:
+                tell(f"{where} and {len(group) - 1} more seeds at once")
+                together([one.config for one in group], [one.folder for one in group])
+        elif state is None:
             tell(where)
             begin(point.config, point.folder)
         elif state.summary is not None:
@@ -109,6 +122,14 @@ def run(
         else:
             tell(f"{where}: going on")
             resume(state)
+
+
+def _by_seeds(points: Sequence[Point]) -> dict[str, list[Point]]:
+    """Points that differ in their seeds alone."""
+    groups: dict[str, list[Point]] = {}
+    for point in points:
+        groups.setdefault(seedless(point.config), []).append(point)
+    return groups
 
 
 def _state(point: Point) -> record.Record | None:

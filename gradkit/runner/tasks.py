@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from gradkit.core import Problem
 from gradkit.runner import imported
-from gradkit.runner.catalog import find
 from gradkit.runner.config import Config
 from gradkit.runner.data.dataset import Dataset
 from gradkit.runner.data.loading import load
 from gradkit.runner.errors import UserError
 from gradkit.runner.losses import LOSSES, Batch, absolute_error, accuracy
-from gradkit.runner.models import Mlp
+from gradkit.runner.making import as_user_error, made
+from gradkit.runner.models import Sizes
 
 PyTree = Any
 
@@ -96,7 +96,7 @@ def build(config: Config) -> Task:
         return _supervised(config)
     if ":" in config.task.name:
         return _users(config)
-    return find(config.task.name, "task").load()(**config.task.arguments)
+    return made(config.task, kind="task")
 
 
 def _supervised(config: Config) -> Task:
@@ -104,30 +104,25 @@ def _supervised(config: Config) -> Task:
     data, given = load(config.data), config.model
     numbers = data.classes is None
     name = config.loss or ("squared_error" if numbers else "cross_entropy")
-    _suits(name, data)
+    _suits(name, given.name, data)
     outputs = 1 if name == "binary_cross_entropy" else data.outputs
-    features = int(jnp.prod(jnp.array(data.x_train.shape[1:])))
-    widths = (features, *given.hidden, outputs)
-    parts = {"bias": given.bias, "batch_norm": given.batch_norm, "dropout": given.dropout}
-
-    def model(key):
-        return Mlp(widths, given.activation, rngs=nnx.Rngs(key), **parts)
+    shares = None if numbers else np.bincount(data.y_train.ravel()) / data.y_train.size
+    net = made(given, Sizes(data.x_train.shape[1:], outputs, shares), kind="model")
 
     def init(key):
-        return nnx.split(model(key), nnx.Param, ...)[1]
+        return nnx.split(net(nnx.Rngs(key)), nnx.Param, ...)[1]
 
     def init_state(key):
-        return nnx.split(model(key), nnx.Param, ...)[2]
+        return nnx.split(net(nnx.Rngs(key)), nnx.Param, ...)[2]
 
-    graph = nnx.split(nnx.eval_shape(lambda: model(jax.random.key(0))), nnx.Param, ...)[0]
+    with as_user_error(f"model: {given.name} cannot be built"):
+        graph, _, kept = nnx.split(nnx.eval_shape(lambda: net(nnx.Rngs(0))), nnx.Param, ...)
+    stateful = bool(jax.tree.leaves(kept))
 
     def predict(params, batch):
-        key = batch.get("key")
-        if not given.batch_norm:
-            return nnx.merge(graph, params)(batch["x"], key)
-        net = nnx.merge(graph, params, batch["state"], copy=True)
-        outputs = net(batch["x"], key)
-        return outputs, nnx.split(net, nnx.Param, ...)[2]
+        model = nnx.merge(graph, params, batch.get("state", kept), copy=True)
+        outputs = model(batch["x"], batch.get("key"))
+        return (outputs, nnx.split(model, nnx.Param, ...)[2]) if stateful else outputs
 
     return Task(
         data=data,
@@ -136,16 +131,16 @@ def _supervised(config: Config) -> Task:
         criterion=LOSSES[name].criterion,
         metrics={"absolute_error": absolute_error} if numbers else {"accuracy": accuracy},
         likelihood=LOSSES[name].likelihood,
-        init_state=init_state if given.batch_norm else None,
+        init_state=init_state if stateful else None,
     )
 
 
-def _suits(loss: str, data: Dataset) -> None:
+def _suits(loss: str, model: str, data: Dataset) -> None:
     source = data.meta["source"]
     if data.x_train.dtype.kind != "f":
         raise UserError(
-            f"model: mlp learns from numbers, and {source} holds tokens: write a task of your own, "
-            "task: path/to/file.py:name"
+            f"model: {model} learns from numbers, and {source} holds tokens: write a task of your "
+            "own, task: path/to/file.py:name"
         )
     if data.classes is None and loss != "squared_error":
         raise UserError(f"loss: {loss} is for classes, and {source} has numbers: set squared_error")

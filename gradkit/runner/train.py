@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import importlib.metadata
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,9 @@ import optax
 
 import gradkit as gk
 from gradkit.runner import checkpoint, guard, record, signals
-from gradkit.runner.config import Config, dump
+from gradkit.runner.config import Config, dump, seedless
 from gradkit.runner.errors import UserError
+from gradkit.runner.kept import Kept
 from gradkit.runner.programs import Programs, compiled
 from gradkit.runner.progress import Progress
 from gradkit.runner.setting import (
@@ -23,7 +26,6 @@ from gradkit.runner.setting import (
     CHECKPOINTS,
     Setting,
     State,
-    origin,
     prepare,
     reopen,
     sources,
@@ -36,7 +38,34 @@ PyTree = Any
 PACKAGES = ("jax", "jaxlib", "optax", "flax", "orbax-checkpoint", "numpy", "scikit-learn")
 
 
-def begin(config: Config, folder: Path, command: Sequence[str]) -> dict[str, Any]:
+class Workshop:
+    """Settings and programs: built once for runs that differ in their seeds and names alone."""
+
+    def __init__(self):
+        self._made: dict[str, tuple[Setting, Programs | None]] = {}
+
+    def setting(self, config: Config) -> Setting:
+        """Returns the setting of a config."""
+        name = seedless(config)
+        if name not in self._made:
+            self._made = {name: (prepare(config), None)}  # of the last one only: data may be large
+        made, _ = self._made[name]
+        batches = dataclasses.replace(made.batches, seed=config.seed)
+        return dataclasses.replace(made, config=config, batches=batches)
+
+    def programs(self, setting: Setting, state: State) -> Programs:
+        """Returns the programs of a setting; those made before took no time now."""
+        name = seedless(setting.config)
+        made, programs = self._made.get(name, (setting, None))
+        if programs is None:
+            programs = compiled(setting, state)
+            self._made[name] = made, dataclasses.replace(programs, seconds=0.0)
+        return programs.of(setting.batches)
+
+
+def begin(
+    config: Config, folder: Path, command: Sequence[str], workshop: Workshop | None = None
+) -> dict[str, Any]:
     """Trains in a new run folder and returns the summary.
 
     Raises:
@@ -44,10 +73,33 @@ def begin(config: Config, folder: Path, command: Sequence[str]) -> dict[str, Any
           made then.
         KeyboardInterrupt: as from `resume`.
     """
-    _refuse_to_overwrite(folder)
-    setting = prepare(config)
+    refuse_existing(folder)
+    workshop = workshop or Workshop()
+    setting = workshop.setting(config)
     state = setting.initial()
-    programs = compiled(setting, state)
+    programs = workshop.programs(setting, state)
+    with claimed(folder):
+        describe(folder, setting, state, command)
+        return _train(Training(setting, programs, state), folder)
+
+
+def refuse_existing(folder: Path) -> None:
+    """Raises a `UserError` where there is something already that a run has not just left."""
+    if folder.exists() and not guard.unbegun(folder):
+        begun = (folder / record.CONFIG).is_file()
+        on = f"Go on with it by gradkit run --resume {folder}, or name" if begun else "Name"
+        raise UserError(
+            f"{folder}: exists already and is not overwritten. {on} another with --out FOLDER."
+        )
+
+
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Makes a run folder, or takes one that was killed before it had a config, for this process.
+
+    Raises:
+        UserError: it cannot be made, or another process was faster.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -55,20 +107,16 @@ def begin(config: Config, folder: Path, command: Sequence[str]) -> dict[str, Any
             f"{folder}: cannot be made: {error.strerror}. Name another with --out FOLDER."
         ) from None
     with guard.alone(folder):
-        _refuse_to_overwrite(folder)
+        refuse_existing(folder)
         guard.remove_drafts(folder)
-        record.write_json(folder / record.ENV, _environment(setting, state, command))
-        record.write_text(folder / record.CONFIG, dump(config))
-        return _train(setting, programs, folder, state, step=0, seconds=0.0)
+        yield
 
 
-def _refuse_to_overwrite(folder: Path) -> None:
-    if folder.exists() and not guard.unbegun(folder):
-        begun = (folder / record.CONFIG).is_file()
-        on = f"Go on with it by gradkit run --resume {folder}, or name" if begun else "Name"
-        raise UserError(
-            f"{folder}: exists already and is not overwritten. {on} another with --out FOLDER."
-        )
+def describe(folder: Path, setting: Setting, state: State, command: Sequence[str]) -> None:
+    """Writes what a run is, which makes its folder a run folder."""
+    about = environment(state.params) | sources(setting.task) | {"command": list(command)}
+    record.write_json(folder / record.ENV, about)
+    record.write_text(folder / record.CONFIG, dump(setting.config))
 
 
 def resume(run: record.Record) -> dict[str, Any]:
@@ -92,12 +140,13 @@ def _resume(run: record.Record) -> dict[str, Any]:
         _check_metrics(folder, step)
     else:
         state, step, seconds = setting.initial(), 0, 0.0
-        command = run.env.get("command", [])
-        record.write_json(folder / record.ENV, _environment(setting, state, command))
+        describe(folder, setting, state, run.env.get("command", []))
     programs = compiled(setting, state)
     guard.remove_drafts(folder, folder / CHECKPOINTS, folder / BEST)
     record.truncate_metrics(folder / record.METRICS, step)
-    return _train(setting, programs, folder, state, step=step, seconds=seconds)
+    lines, _ = record.read_metrics(folder / record.METRICS)
+    training = Training(setting, programs, state, step=step, seconds=seconds, lines=lines)
+    return _train(training, folder)
 
 
 def _check_metrics(folder: Path, step: int) -> None:
@@ -118,66 +167,15 @@ def _check_metrics(folder: Path, step: int) -> None:
     )
 
 
-def _train(
-    setting: Setting,
-    programs: Programs,
-    folder: Path,
-    state: State,
-    *,
-    step: int,
-    seconds: float,
-) -> dict[str, Any]:
-    config, lines = setting.config, record.read_metrics(folder / record.METRICS)[0]
-    training = Training(setting, programs, state, step=step, seconds=seconds, lines=lines)
-
-    def save(place: str) -> None:
-        metrics = folder / record.METRICS
-        meta = {
-            "seconds": training.seconds,
-            "origin": origin(config),
-            "metrics": metrics.stat().st_size if metrics.exists() else 0,
-        }
-        checkpoint.save(folder / place, training.step, training.state, **meta)
-
-    with (
-        Progress("train", setting.steps, "step", done=step) as progress,
-        signals.patience() as asked,
-    ):
+def _train(training: Training, folder: Path) -> dict[str, Any]:
+    progress = Progress("train", training.setting.steps, "step", done=training.step)
+    with Kept.open(training, folder) as kept, progress, signals.patience() as asked:
         while training.goes_on and asked.by is None:
-            for line, best in training.advance():
-                record.append_metrics(folder / record.METRICS, line)
-                progress.update(line["step"], loss=line["loss"])
-                if best:
-                    save(BEST)
-                    checkpoint.keep_only(folder / BEST, training.step)
-            progress.update(training.step)
-            wanted = training.due(config.checkpoint_every) or not training.goes_on
-            if wanted and training.status != "diverged":
-                save(CHECKPOINTS)
+            kept.keep(training.advance(), progress)
         if asked.by is not None and training.goes_on:
-            save(CHECKPOINTS)
+            kept.save()
             raise KeyboardInterrupt(asked.by)
-    return _summarize(folder, training, programs.seconds)
-
-
-def _summarize(folder: Path, training: Training, compile_seconds: float) -> dict[str, Any]:
-    lines, _ = record.read_metrics(folder / record.METRICS)
-    final = lines[-1] if training.status == "finished" else {}  # evaluated at the last step
-    parts = tuple(f"{part}_" for part in training.setting.task.data.parts)
-    summary = {
-        "status": training.status,
-        "steps": training.step,
-        "seconds": round(training.seconds, 3),
-        "compile_seconds": round(compile_seconds, 3),
-        **{name: value for name, value in final.items() if name.startswith(parts)},
-        **training.watch.summary(),
-    }
-    record.write_json(folder / record.SUMMARY, summary)
-    return summary
-
-
-def _environment(setting: Setting, state: State, command: Sequence[str]) -> dict[str, Any]:
-    return environment(state.params) | sources(setting.task) | {"command": list(command)}
+        return kept.end()
 
 
 def environment(params: PyTree) -> dict[str, Any]:

@@ -32,9 +32,9 @@ class Training:
         programs: Programs,
         state: State,
         *,
-        step: int,
-        seconds: float,
-        lines: Sequence[dict[str, Any]],
+        step: int = 0,
+        seconds: float = 0.0,
+        lines: Sequence[dict[str, Any]] = (),
     ):
         self.setting, self.programs = setting, programs
         self.state, self.step = state, step
@@ -43,7 +43,7 @@ class Training:
             self.watch.see(line)
         self._diverged, self._start = False, time.perf_counter() - seconds
         self._pace = 1
-        self._next = self._feed(step)
+        self.plan(step)
 
     @property
     def seconds(self) -> float:
@@ -68,41 +68,56 @@ class Training:
 
     def advance(self) -> Iterator[tuple[dict[str, Any], bool]]:
         """Takes some steps; yields their metrics lines, each with whether it is the best so far."""
-        config, first, began = self.setting.config, self.step, self.seconds
-        count, feed = self._next
-        self.state, history, taken, finite = self.programs.advance(
-            self.state, *feed, np.int32(first), np.int32(count)
+        first, began = self.step, self.seconds
+        count, feed = self.next
+        after = self.programs.advance(
+            self.state, self.setting.key, *feed, np.int32(first), np.int32(count)
         )
-        self._next = self._feed(first + count)  # while the device works
-        self.step, self._diverged = first + int(taken), not finite
-        took = self.seconds - began
-        self._pace = max(1, min(self.programs.feed.most, 8 * count, int(count * MOMENT / took)))
-        history = {name: np.asarray(values) for name, values in history.items()}
-        cadence = config.log_every, config.evaluate_every, config.checkpoint_every
-        for i, step in enumerate(range(first + 1, self.step + 1)):
-            last = step == self.step
-            if any(self.due(every, step) for every in cadence) or (last and self._diverged):
-                figures = {name: values[i] for name, values in history.items()}
-                line = self._line(step, figures, began + took * (i + 1) / (self.step - first))
-                if last and self.due(config.evaluate_every) and not self._diverged:
-                    line |= self.programs.evaluate(self.state)
-                yield line, self.watch.see(line)
+        self.plan(first + count)  # while the device works
+        yield from self.took(*after, began=began)
 
-    def _feed(self, step: int) -> tuple[int, Any]:
-        """How many steps are next from there, none beyond what is due then, and their examples."""
+    def took(
+        self, state: State, history: dict[str, Any], taken: Any, finite: Any, *, began: float
+    ) -> Iterator[tuple[dict[str, Any], bool]]:
+        """Yields the lines of steps that have been taken since `began` seconds, as `advance`."""
+        config, first = self.setting.config, self.step
+        self.state, self.step, self._diverged = state, first + int(taken), not finite
+        took, count = self.seconds - began, self.step - first
+        self._pace = max(1, min(self.programs.feed.most, 8 * count, int(count * MOMENT / took)))
+        cadence = config.log_every, config.evaluate_every, config.checkpoint_every
+        told = [
+            step
+            for step in range(first + 1, self.step + 1)
+            if any(self.due(every, step) for every in cadence)
+            or (self._diverged and step == self.step)
+        ]
+        places = np.array(told, int) - first - 1
+        columns = {name: shortest(np.asarray(values)[places]) for name, values in history.items()}
+        for step, *figures in zip(told, *columns.values(), strict=True):
+            seconds = began + took * (step - first) / count
+            line = self._line(step, dict(zip(columns, figures, strict=True)), seconds)
+            if step == self.step and self.due(config.evaluate_every) and not self._diverged:
+                line |= self.programs.evaluate(self.state)
+            yield line, self.watch.see(line)
+
+    def plan(self, step: int) -> None:
+        """Sets `next`: how many steps come after `step`, up to what is due, and their examples."""
         config, steps = self.setting.config, self.setting.steps
         ends = [every - step % every for every in (config.evaluate_every, config.checkpoint_every)]
         count = min(self._pace, steps - step, *ends)
-        return count, self.programs.feed.ahead(step, count) if count > 0 else None
+        self.next = count, self.programs.feed.ahead(step, count) if count > 0 else ()
+
+    def _rate(self, step: int) -> float | None:
+        rate = self.setting.rate(step)
+        return None if rate is None else shortest(np.atleast_1d(rate))[0]
 
     def _line(self, step: int, figures: dict[str, Any], seconds: float) -> dict[str, Any]:
         line = {
             "step": step,
             "epoch": round(step / self.setting.batches.per_epoch, 4),
             "time": round(seconds, 4),
-            "learning_rate": self.setting.rate(step - 1),
+            "learning_rate": self._rate(step - 1),
         }
         if "sharpness" in figures:
             line |= optimizers.sharpness_limits(self.setting.config.optimizer)
-        figures = line | figures | {"gradients": step + figures["gradients"]}
-        return {name: None if v is None else shortest(v) for name, v in figures.items()}
+        return line | figures | {"gradients": step + figures["gradients"]}

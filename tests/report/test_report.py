@@ -303,6 +303,26 @@ def test_the_outcome_of_a_regression_is_its_loss(run):
     assert outcome_sentence(changed) == "Test loss 0.123 after 1 step in 4 min 10 s."
 
 
+def test_a_regression_has_a_page_with_its_own_metrics(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    write_text(folder / "config.yaml", "seed: 0\n")
+    for step in (10, 20, 30):
+        line = {"step": step, "loss": 1 / step, "train_loss": 1 / step, "test_loss": 2 / step}
+        line |= {"validation_loss": 3 / step, "test_mean_error": 5 / step, "train_mean_error": 0.5}
+        append_metrics(folder / "metrics.jsonl", line | {"test_R²": 0.75})
+    final = {"status": "finished", "steps": 30, "seconds": 1.0, "test_loss": 1 / 15}
+    write_json(folder / "summary.json", final)
+    _, page = report(folder)
+    assert "Test loss 0.0667 after 30 steps in 1 s." in page.text
+    assert "Test mean error 0.167" in page.text
+    assert "Validation loss 0.1" in page.text
+    assert "accuracy" not in page.text.lower()
+    drawn = figures(open_record(folder))
+    assert list(drawn) == ["loss", "metric-0-mean_error", "metric-1-R²"]
+    assert "validation set" in drawn["loss"]
+
+
 def test_a_long_run_stays_small_and_keeps_its_peaks():
     rng = np.random.default_rng(0)
     values = rng.standard_normal(100_000)

@@ -62,9 +62,8 @@ def test_a_dry_run_prints_the_config_and_makes_nothing(capsys):
 def test_the_list_is_json_for_programs(capsys):
     assert main(["list", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    kinds = ("optimizers", "transformations", "schedules", "data_sets", "tasks")
-    assert {entry["name"] for kind in kinds for entry in found[kind]} == set(catalog())
-    assert found["models"] == ["mlp"]
+    assert {"optimizers", "schedules", "data_sets", "tasks", "models"} <= found.keys()
+    assert {entry["name"] for kind in found.values() for entry in kind} == set(catalog())
 
 
 @pytest.mark.parametrize(("name", "kind"), [("adam", "optimizer"), ("mlp", "model")])

@@ -111,3 +111,60 @@ def test_a_folder_of_runs_is_all_of_them_and_json_has_all_figures(capsys):
 def test_no_target_of_the_name_is_raised_by_the_function_as_well():
     with pytest.raises(UserError, match="no run records 'loss'"):
         rows(run("a", [0.5]), target="loss=1")
+
+
+def test_a_run_without_accuracy_is_compared_by_what_it_has():
+    for name, seed in (("a", 0), ("b", 1)):
+        folder = run(name, [], seed=seed)
+        for step, loss in ((10, 0.5), (20, 0.25 + seed)):
+            line = {"step": step, "train_loss": loss / 2, "test_mean_error": 3.0, "test_loss": loss}
+            record.append_metrics(folder / record.METRICS, line)
+    (row,) = rows("a", "b")
+    assert row.figures["test_mean_error"] == compare.Mean(3.0, 0.0, 2)
+    header, line = compare.table([row]).splitlines()
+    assert header.split()[:3] == ["runs", "train_loss", "best_train_loss"]
+    assert header.split()[-2:] == ["best_test_loss", "test_mean_error"]
+    assert line.split()[-1] == "3"
+
+
+def test_a_run_is_counted_once():
+    run("many/a", [0.5])
+    run("many/b", [0.7], seed=1)
+    (row,) = rows("many", "many/a", "./many/../many/b")
+    assert row.seeds == (0, 1)
+    assert len(row.runs) == 2
+
+
+def test_budgets_are_told_below_the_table(capsys):
+    run("a", [0.5, 0.4])
+    run("b", [0.5], epochs=3)
+    assert main(["compare", "a", "b"]) == 0
+    told = capsys.readouterr().out.splitlines()[-1]
+    assert told.startswith("Unequal budgets: from 25 to 45 gradient-equivalents a run")
+    assert main(["compare", "a", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["budget"]["gradients"] == {"value": 45.0, "stderr": None, "runs": 1}
+    assert row["seeds"] == [0]
+
+
+def test_a_page_of_several_runs(capsys):
+    run("many/a", [0.5])
+    run("many/b", [0.7], epochs=3)
+    assert main(["report", "many"]) == 0
+    assert capsys.readouterr().out == "many/report.html\n"
+    assert "Lowest test loss: epochs=50, 0.5 in one run" in Path("many/report.html").read_text()
+    assert main(["report", "many/a", "many/b"]) == 0
+    assert capsys.readouterr().out == "comparison.html\n"
+    assert main(["report", "many", "--out", "other.html"]) == 0
+    pages = {Path(name).read_text() for name in ("many/report.html", "comparison.html")}
+    assert pages == {Path("other.html").read_text()}
+    capsys.readouterr()
+    assert main(["report", "many/a"]) == 0
+    assert capsys.readouterr().out == "many/a/report.html\n"
+    kept = Path("many/a/report.html").read_text()
+    assert main(["report", "many", "--out", "many/a/report.html"]) == 2
+    assert "is no comparison of runs, and is not overwritten" in capsys.readouterr().err
+    assert Path("many/a/report.html").read_text() == kept
+    assert main(["report", "many/a", "--out", "x.html"]) == 2
+    assert "--out is for the page of several runs" in capsys.readouterr().err
+    assert main(["report", "absent", "many/a"]) == 2

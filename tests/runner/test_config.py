@@ -53,8 +53,7 @@ def test_every_default_is_filled_in(write):
     assert (config.data.source, config.data.test_fraction) == (Member("digits"), 0.2)
     assert (config.data.examples, config.data.preprocess) == (None, None)
     assert config.data.validation_fraction == 0
-    assert (config.model.name, config.model.hidden) == ("mlp", (32,))
-    assert config.model.activation == "relu"
+    assert config.model == Member("mlp")
     assert (config.loss, config.task) == (None, None)
     assert config.optimizer == (Member("adam"),)
     assert (config.batch_size, config.epochs) == (64, 50)
@@ -66,7 +65,7 @@ def test_every_default_is_filled_in(write):
 
 
 def test_every_field_says_what_it_is():
-    sections = [Config, *(type(getattr(small(), name)) for name in ("data", "model", "spectrum"))]
+    sections = [Config, *(type(getattr(small(), name)) for name in ("data", "best", "spectrum"))]
     for section in sections:
         assert all(field.description for field in section.model_fields.values())
 
@@ -197,7 +196,7 @@ def test_an_override_reaches_every_level(write):
         ],
     )
     assert config.epochs == 4
-    assert config.model.hidden == (64, 32)
+    assert config.model == Member("mlp", {"hidden": (64, 32)})
     assert config.spectrum.top == 2
     assert config.optimizer[0].arguments == {"max_delta": 2.0}
     rate = config.optimizer[1].arguments["learning_rate"]
@@ -261,10 +260,10 @@ def test_a_bad_override_is_reported_as_written(write, override, message):
 
 def test_a_value_is_blamed_on_whoever_wrote_it_last(write):
     path = write("optimizer: adam\nmodel:\n  hidden: [0]\n  activation: none\n")
-    lines = problems(path, "model.hidden=[1, -1]", "epochs=0", "epochs=-1")
+    lines = problems(path, "model.hidden=[1, x]", "epochs=0", "epochs=-1")
     assert [line.split("  ")[1] for line in lines[1:]] == [
         "x.yaml:4",
-        "command line: model.hidden=[1, -1]",
+        "command line: model.hidden=[1, x]",
         "command line: epochs=-1",
     ]
 
@@ -280,11 +279,11 @@ def test_a_value_is_blamed_on_whoever_wrote_it_last(write):
         ("3: 3", "3: expected a key that is text, got 3 (whole number)"),
         (
             "model:\n  hiden: 3",
-            "model.hiden: unknown key; did you mean hidden? model takes name, hidden, activation",
+            "model.hiden: unknown argument of mlp; did you mean hidden? mlp takes hidden, activat",
         ),
         (
-            "model: mlp",
-            "activation, bias, batch_norm, dropout, got 'mlp' (text)",
+            "model: 3",
+            "model: expected a name and arguments, such as {name: mlp, hidden: [32, 32]}, got 3",
         ),
         ("spectrum:", "spectrum: expected a mapping with top, bottom"),
         ("name: 3", "name: expected text, got 3 (whole number)"),
@@ -327,17 +326,21 @@ def test_a_value_is_blamed_on_whoever_wrote_it_last(write):
         ("data:\n  test_fraction: fast", "expected a number > 0 and < 1, got 'fast' (text)"),
         ("data:\n  test_fraction: true", "expected a number > 0 and < 1, got true"),
         ("data:\n  test_fraction: .nan", "expected a number > 0 and < 1, got nan"),
-        ("model:\n  name: mpl", "model.name: expected one of mlp, got 'mpl' (text)"),
+        ("model:\n  name: mpl", "model.name: unknown model 'mpl'; did you mean mlp?"),
         (
             "model:\n  activation: rleu",
-            "model.activation: expected one of relu, tanh, gelu, sigmoid, silu, elu, softplus, "
-            "got 'rleu' (text); did you mean relu",
+            "model.activation.name: unknown activation 'rleu'; did you mean relu",
         ),
         (
             "model:\n  hidden: 3",
-            "model.hidden: expected a list, each item a whole number >= 1, got 3",
+            "model.hidden: expected a list of whole numbers, got 3",
         ),
-        ("model:\n  hidden:\n  - 8\n  - 0", "model.hidden.1: expected a whole number >= 1, got 0"),
+        ("model:\n  hidden: [8, 0.5]", "model.hidden: expected a list of whole numbers, got ["),
+        (
+            "model:\n  activation: {name: elu, beta: 3}",
+            "model.activation.beta: unknown argument of",
+        ),
+        ("model:\n  kernel_init: 3", "kernel_init: expected an initializer's name, or one with ar"),
         ("spectrum: {tol: 0}", "spectrum.tol: expected a number > 0, got 0"),
         ("spectrum: {tol: .inf}", "spectrum.tol: expected a number > 0, got inf"),
     ],
@@ -394,8 +397,8 @@ def test_a_config_without_an_optimizer(write):
         ),
         (
             "{name: optax.flatten}",
-            "optimizer.inner: missing; optax.flatten needs it, and it cannot be written in a "
-            "config file; use the Python API",
+            "optimizer.inner: missing; optax.flatten needs an optimizer such as {name: adam, "
+            "learning_rate: 0.001}, or a list of them",
         ),
         ("\n  name: adamw\n  mask: true", "optimizer.mask: expected text, got true"),
         (
@@ -522,7 +525,7 @@ def test_all_problems_are_reported_at_once_in_the_order_of_the_file(write):
     assert heading == "x.yaml: 12 problems"
     assert [tuple(re.split("  |: ", line.strip())[:2]) for line in lines[:9]] == [
         ("x.yaml:1", "epochs"),
-        ("x.yaml:2", "model.activation"),
+        ("x.yaml:2", "model.activation.name"),
         ("x.yaml:2", "model.hiden"),
         ("x.yaml:4", "optimizer.0.b1"),
         ("x.yaml:4", "optimizer.0.learning_rat"),
@@ -728,3 +731,68 @@ def test_every_entry_of_the_catalog_is_checked_without_a_traceback(name):
     wrong = {parameter.name: {"no": "such"} for parameter in catalog()[name].parameters}
     with pytest.raises(ValidationError, match="zzz"):
         small(optimizer={"name": name, **wrong, "zzz": 1})
+
+
+WRAPPED = """\
+optimizer:
+  name: accumulate
+  every: 2
+  inner:
+    - {name: clip_by_global_norm, max_norm: 1.0}
+    - {name: masked, mask: "*.kernel", inner: {name: sgd, learning_rate: {step_decay: {
+        peak: 0.5, factor: 0.5, every: 3}}}}
+"""
+
+
+def test_a_wrapper_wraps_what_is_written_below_it(write):
+    path = write(WRAPPED)
+    (wrapper,) = load(path).optimizer
+    clip, masked = wrapper.arguments["inner"]
+    assert (wrapper.name, wrapper.arguments["every"]) == ("accumulate", 2)
+    assert clip == Member("clip_by_global_norm", {"max_norm": 1.0})
+    (sgd,) = masked.arguments["inner"]
+    assert sgd.arguments["learning_rate"].name == "step_decay"
+    again = write(dump(load(path)), "again.yaml")
+    assert load(again).optimizer == (wrapper,)
+    assert load(path, ["optimizer.inner.0.max_norm=2.0"]).optimizer[0].arguments["inner"][
+        0
+    ].arguments == {"max_norm": 2.0}
+
+
+def test_a_wrapped_optimizer_is_that_of_python(write):
+    import jax
+    import numpy as np
+
+    import gradkit as gk
+    from gradkit.runner import optimizers
+
+    found = optimizers.build(load(write(WRAPPED)).optimizer)
+    rate = gk.step_decay(0.5, factor=0.5, every=3)
+    inner = gk.chain(gk.clip_by_global_norm(1.0), gk.masked(gk.sgd(rate), "*.kernel"))
+    expected = gk.accumulate(inner, every=2)
+    params = {"a": {"kernel": np.ones(3, np.float32), "bias": np.ones(2, np.float32)}}
+    states = [tx.init(params) for tx in (found, expected)]
+    for step in range(6):
+        grads = jax.tree.map(lambda x, s=step: x * (s + 1), params)
+        pairs = [
+            tx.update(grads, state, params)
+            for tx, state in zip((found, expected), states, strict=True)
+        ]
+        states = [state for _, state in pairs]
+        jax.tree.map(np.testing.assert_array_equal, pairs[0][0], pairs[1][0])
+    assert float(abs(pairs[0][0]["a"]["kernel"]).max()) > 0
+
+
+@pytest.mark.parametrize(
+    ("inner", "message"),
+    [
+        ("{name: admm}", "x.yaml:1  optimizer.inner.name: unknown optimizer or transformation"),
+        ("[adam, {name: sgd, rate: 1}]", "optimizer.inner.1.rate: unknown argument of sgd"),
+        ("3", "optimizer.inner: expected an optimizer such as {name: adam, learning_rate: 0.001}"),
+        ("warmup_cosine", "optimizer.inner.name: warmup_cosine names a schedule; expected an opt"),
+    ],
+)
+def test_a_mistake_in_what_is_wrapped_has_its_path(write, inner, message):
+    with pytest.raises(UserError) as error:
+        load(write(f"optimizer: {{name: accumulate, every: 2, inner: {inner}}}"))
+    assert message in str(error.value)

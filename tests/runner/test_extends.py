@@ -38,7 +38,7 @@ def message(path, *overrides):
 def test_sections_are_merged_and_all_else_replaced():
     config = load(child("data: {test_fraction: 0.1}\nmodel: {hidden: [3]}\nepochs: 7"))
     assert (config.data.test_fraction, config.data.preprocess) == (0.1, "standardize")
-    assert config.model.hidden == (3,)
+    assert config.model == Member("mlp", {"hidden": (3,)})
     assert (config.batch_size, config.epochs, config.name) == (32, 7, "child")
     assert config.optimizer == load("base.yaml").optimizer
 

@@ -41,6 +41,7 @@ def test_a_point_for_each_combination_in_order():
         for rate in ("0.001", "0.1")
         for seed in (0, 1)
     ]
+    assert folders("seed=0:2", "optimizer.learning_rate=1e-3,0.1") == found
     points = sweep.plan("tiny.yaml", ["optimizer.learning_rate=1e-3,0.1", "seed=0:2"], None)
     rates = [(p.config.optimizer[0].arguments["learning_rate"], p.config.seed) for p in points]
     assert rates == [(0.001, 0), (0.001, 1), (0.1, 0), (0.1, 1)]
@@ -131,6 +132,9 @@ def test_from_the_command_line_to_the_table(capsys):
     assert rows[1][:2] == ["0.01", "2"]
     assert rows[1][-2:] == ["←", "lowest"]
     assert rows[2][:4] == ["1e+38", "0,", "2", "diverged"]
+    page = Path("sweeps/tiny/report.html")
+    assert shown.splitlines()[-1] == str(page)
+    assert "2 of 4 runs diverged" in page.read_text()
     losses = [
         json.loads(Path(f"sweeps/tiny/learning_rate=0.01,seed={seed}/summary.json").read_text())
         for seed in (0, 1)

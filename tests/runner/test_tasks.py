@@ -12,7 +12,7 @@ from flax import nnx
 from gradkit.runner import setting, tasks
 from gradkit.runner.config import Config, dump, load
 from gradkit.runner.errors import UserError
-from gradkit.runner.models import Mlp
+from gradkit.runner.models import Sizes, mlp
 
 
 def built(**fields: Any):
@@ -77,6 +77,14 @@ def test_a_linear_regression_of_a_given_spectrum_has_it_as_its_hessian():
         ({"data": {"source": "wine"}, "loss": "binary_cross_entropy"}, "2 classes, and wine has 3"),
         ({"data": {"source": "python_text"}}, "python_text holds tokens: write a task of your own"),
         ({"data": {"source": "diabetes"}, "sampling": "balanced"}, "sampling: balanced needs a cl"),
+        (
+            {"model": {"hidden": [7], "activation": "maxout"}},
+            "model: mlp cannot be built: cannot reshape",
+        ),
+        (
+            {"model": {"hidden": [7], "kernel_init": "sparse"}},
+            "model: mlp cannot be built: sparse: expected a matrix of at least nonzero=15 inputs",
+        ),
         ({"micro_batches": 7}, "micro_batches: expected a divisor of the batch_size 64, got 7"),
         (
             {"micro_batches": 2, "model": {"batch_norm": True}},
@@ -95,7 +103,7 @@ def test_values_that_do_not_go_together(fields, words):
 
 
 def test_a_chosen_part_of_the_hidden_units_is_left_out_in_training_alone():
-    model = Mlp((40, 2000, 1), "relu", dropout=0.25, rngs=nnx.Rngs(0))
+    model = mlp(Sizes((40,), 1, None), hidden=(2000,), dropout=0.25)(nnx.Rngs(0))
     model.layers[0].kernel[...] = jnp.ones((40, 2000)) / 40
     model.layers[1].kernel[...] = jnp.ones((2000, 1)) / 2000
     x = jnp.ones((1, 40))

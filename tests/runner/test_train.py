@@ -298,7 +298,7 @@ EDITS = [
     ("learning_rate: 0.02", "learning_rate: 0.03", "optimizer: expected [{'name': 'optax.adam'"),
     ("name: optax.adam", "name: optax.adamw", "got [{'name': 'optax.adamw'"),
     ("name: optax.adam", "name: optax.sgd", "saved by a different model or optimizer"),
-    ("activation: tanh", "activation: relu", "model: expected"),
+    ("name: tanh", "name: relu", "model: expected"),
     ("seed: 0", "seed: 1", "seed: expected 0, got 1"),
     ("batch_size: 8", "batch_size: 9", "batch_size: expected 8, got 9"),
     ("\nloss:", "\nloss: squared_error", "loss: expected None, got squared_error"),

@@ -160,7 +160,10 @@ def test_the_best_evaluation_is_kept_and_patience_ends_the_run(tmp_path):
     summary, lines = run(tmp_path / "run", best=best, optimizer=hot, epochs=200)
     seen = [(line["validation_loss"], line["step"]) for line in lines if "validation_loss" in line]
     value, step = min(seen)
-    assert summary["best"] == {"metric": "validation_loss", "value": value, "step": step}
+    at_best = next(line for line in lines if line["step"] == step)
+    tested = {name: at_best[name] for name in ("test_loss", "test_accuracy")}
+    expected = {"metric": "validation_loss", "value": value, "step": step}
+    assert summary["best"] == expected | tested
     assert summary["status"] == "finished"
     assert summary["steps"] == lines[-1]["step"] == step + 3 * 7 < 200 * 7
     assert checkpoint.steps(tmp_path / "run" / "best") == [step]

@@ -89,7 +89,7 @@ def _checked(
 
 def _finite(source: str, name: str, values: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):  # becomes infinite, and is refused
-        values = values.astype(np.float32)
+        values = values.astype(np.float32, copy=False)
     bad = np.argwhere(~np.isfinite(values))
     if len(bad):
         row, *rest = bad[0].tolist()

@@ -57,7 +57,13 @@ class Batches:
 
     def rows(self, start: int, count: int) -> np.ndarray:
         """Returns the positions of the examples of so many steps, shape (count, size)."""
-        return np.stack([self.indices(step) for step in range(start, start + count)])
+        if self.sampling != "shuffled" or self.whole:
+            return np.stack([self.indices(step) for step in range(start, start + count)])
+        epochs = range(start // self.per_epoch, (start + count - 1) // self.per_epoch + 1)
+        full = self.per_epoch * self.size
+        orders = [_order(self.seed, epoch, self.examples)[:full] for epoch in epochs]
+        first = start % self.per_epoch
+        return np.concatenate(orders).reshape(-1, self.size)[first : first + count]
 
     def indices(self, step: int) -> np.ndarray:
         """Returns the positions of the examples of a step, shape (size,)."""
@@ -66,9 +72,7 @@ class Batches:
         return getattr(self, f"_{self.sampling}")(step)
 
     def _shuffled(self, step: int) -> np.ndarray:
-        epoch, index = divmod(step, self.per_epoch)
-        order = _order(self.seed, epoch, self.examples)
-        return order[index * self.size : (index + 1) * self.size]
+        return self.rows(step, 1)[0]
 
     def _replacement(self, step: int) -> np.ndarray:
         return np.random.default_rng([self.seed, step]).integers(self.examples, size=self.size)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from gradkit.runner.catalog import find
 from gradkit.runner.data.dataset import Dataset, split
 from gradkit.runner.data.preprocessing import preprocessed
+from gradkit.runner.making import made
 from gradkit.runner.schema import Data
 
 
@@ -15,7 +15,7 @@ def load(given: Data) -> Dataset:
         UserError: a file is missing or unreadable, or what it holds cannot be learned from.
     """
     source = given.source
-    found = find(source.name, "data set").load()(**source.arguments)
+    found = made(source, kind="data set")
     label = source.arguments.get("path", source.name)
     dataset = split(found, label, given.test_fraction, given.validation_fraction)
     if given.examples is not None:
