@@ -608,8 +608,8 @@ CASES = {
     ),
     "changed model": Case(
         RESUME,
-        "expected {'name': 'mlp' | 'activation': 'relu' | Change it back",
-        all_of(UNFINISHED, changed("run/config.yaml", "activation: tanh", "activation: relu")),
+        "expected {'name': 'mlp' | 'name': 'relu' | Change it back",
+        all_of(UNFINISHED, changed("run/config.yaml", "name: tanh", "name: relu")),
         run=True,
     ),
     "damaged config": Case(
