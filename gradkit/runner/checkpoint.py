@@ -16,6 +16,7 @@ import logging
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,7 @@ import numpy as np
 
 from gradkit.runner import record
 from gradkit.runner.errors import UserError
+from gradkit.runner.guard import remove_whole
 from gradkit.tree import path_name
 
 PyTree = Any
@@ -52,7 +54,8 @@ def save(folder: Path, step: int, state: PyTree, **meta: Any) -> None:
     try:
         draft.mkdir(parents=True)
         _write(draft, step, state, meta)
-        shutil.rmtree(final, ignore_errors=True)
+        if final.exists():
+            remove_whole(final)
         os.replace(draft, final)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
@@ -61,7 +64,7 @@ def save(folder: Path, step: int, state: PyTree, **meta: Any) -> None:
 
 def _write(draft: Path, step: int, state: PyTree, meta: dict[str, Any]) -> None:
     try:
-        with quiet_orbax() as orbax:
+        with quiet_orbax() as orbax, _late_writes():
             orbax.save((draft / "arrays").absolute(), _stored(state))
     except ValueError as error:  # as which it hands on what the system says
         if code := re.search(r"os_error_code='(\d+)'", str(error)):
@@ -87,7 +90,7 @@ def steps(folder: Path) -> list[int]:
 def keep_only(folder: Path, step: int) -> None:
     """Removes every checkpoint but one."""
     for other in set(steps(folder)) - {step}:
-        shutil.rmtree(_place(folder, other))
+        remove_whole(_place(folder, other))
 
 
 def restore(folder: Path, step: int, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
@@ -117,6 +120,16 @@ def restore(folder: Path, step: int, like: PyTree) -> tuple[PyTree, dict[str, An
     return treedef.unflatten(restored), structure["meta"]
 
 
+def kept_beside(folder: Path, step: int) -> dict[str, Any]:
+    """Returns what was kept beside the state of a checkpoint.
+
+    Raises:
+        UserError: the checkpoint is damaged.
+    """
+    place = _place(folder, step)
+    return _read_structure(place, step)["meta"]
+
+
 def _place(folder: Path, step: int) -> Path:
     return folder / f"{step:06d}"
 
@@ -133,6 +146,24 @@ def quiet_orbax() -> Iterator[Any]:
         yield v1
     finally:
         logger.setLevel(level)
+
+
+@contextmanager
+def _late_writes() -> Iterator[None]:
+    """Silences threads of tensorstore whose writes end when orbax has given up waiting for them.
+
+    That can be any time after a save has failed, so the silence outlasts it.
+    """
+    before = sys.unraisablehook
+
+    def tell(unraisable: Any, /) -> None:
+        error = unraisable.exc_value
+        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+            before(unraisable)
+
+    sys.unraisablehook = tell
+    yield
+    sys.unraisablehook = before
 
 
 def _leaves(state: PyTree) -> list[tuple[str, Any]]:
@@ -228,6 +259,6 @@ def _text(leaf: dict[str, Any] | None) -> str:
 
 
 def _damaged(place: Path, why: str) -> UserError:
-    return UserError(
-        f"{place}: damaged checkpoint: {why}. Delete this folder to go on from the one before it."
-    )
+    before = [step for step in steps(place.parent) if step < int(place.name)]
+    then = f"go on from step {before[-1]}" if before else "begin from the start"
+    return UserError(f"{place}: damaged checkpoint: {why}. Delete this folder to {then}.")

@@ -6,14 +6,14 @@ import argparse
 import json
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradkit import __version__
-from gradkit.runner import spectrum_options
+from gradkit.runner import endings, signals, spectrum_options
+from gradkit.runner.endings import fail, signaled
 from gradkit.runner.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,32 +24,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status.
 
     0 when it did what was asked, 1 when a run diverged, 2 for a mistake in the input, 128 and the
-    number of the signal when interrupted: 130 by Ctrl-C.
+    number of the signal when interrupted: 130 by Ctrl-C, 143 by SIGTERM. Without `arguments` it is
+    the process: interrupted, it leaves at once, since JAX may crash on an orderly way out when it
+    was cut while compiling.
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
+    status = _status(sys.argv[1:] if arguments is None else arguments)
+    if status > 128 and arguments is None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
+
+
+def _status(arguments: Sequence[str]) -> int:
     parsed = _parse(arguments)
     try:
-        status = parsed.action(parsed, arguments)
+        with signals.stoppable():
+            status = parsed.action(parsed, arguments)
         sys.stdout.flush()
         return status
     except UserError as error:
-        return _fail(str(error))
+        return fail(str(error))
     except ModuleNotFoundError as error:
         if (error.name or "gradkit").partition(".")[0] == "gradkit":  # a mistake in here
             raise
-        return _fail(f"needs the package {error.name}: pip install 'gradkit[experiments]'")
+        return fail(f"needs the package {error.name}: pip install 'gradkit[experiments]'")
     except BrokenPipeError:  # the reader, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:  # a full disk, a folder that cannot be written
-        return _fail(_refusal(error))
-    except KeyboardInterrupt:
-        return _fail("interrupted", status=130)
-
-
-def _fail(message: str, status: int = 2) -> int:
-    print(f"gradkit: {message}", file=sys.stderr)
-    return status
+        return fail(endings.refusal(error))
+    except KeyboardInterrupt as error:
+        return fail("interrupted", signaled(error))
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -166,30 +172,46 @@ def _run(parsed: argparse.Namespace, arguments: Sequence[str]) -> int:
         print(f"# would train into {folder}{there}\n{explained(config, document)}", end="")
         return 0
 
-    from gradkit.runner import train
+    def begin() -> int:
+        from gradkit.runner import train
 
-    return _train(folder, lambda: train.begin(config, folder, command=["gradkit", *arguments]))
+        return _ended(folder, train.begin(config, folder, command=["gradkit", *arguments]))
+
+    return endings.resumable(folder, begin)
 
 
 def _resume(parsed: argparse.Namespace) -> int:
     if parsed.out is not None:
         raise UserError("--out names a new run folder; --resume goes on in its own: drop --out")
     if parsed.dry_run:
-        raise UserError("--dry-run is for a CONFIG: a run to resume has its config.yaml")
+        raise UserError(
+            "--dry-run is for a CONFIG, and a run to resume has its own: drop --dry-run"
+        )
     if parsed.words:
         raise UserError(
             f"--resume goes on with the run's own config: drop {' '.join(parsed.words)}"
         )
-    from gradkit.runner import record
+    return endings.resumable(Path(parsed.resume), lambda: _go_on(Path(parsed.resume)))
 
-    run = record.open_record(parsed.resume)
-    if run.summary is not None:
-        print(f"{run.path} has ended, and nothing is left to do:")
-        return _tell(run.path / "report.html", run.summary)
 
-    from gradkit.runner import train
+def _go_on(folder: Path) -> int:
+    from gradkit.runner import guard, record
 
-    return _train(run.path, lambda: train.resume(run))
+    if guard.unbegun(folder):
+        raise UserError(
+            f"{folder}: no run has begun in it: it has no {record.CONFIG}. Begin one by "
+            f"gradkit run CONFIG --out {shlex.quote(str(folder))}"
+        )
+    run = record.open_record(folder)
+    page = folder / "report.html"
+    if run.summary is None:
+        from gradkit.runner import train
+
+        return _ended(folder, train.resume(run))
+    if not page.exists():  # killed before it was written
+        return _ended(folder, run.summary)
+    print(f"{folder} has ended, and nothing is left to do:")
+    return endings.tell(page, run.summary)
 
 
 def _check(parsed: argparse.Namespace, _: Sequence[str]) -> int:
@@ -226,9 +248,9 @@ def _sweep(parsed: argparse.Namespace, arguments: Sequence[str]) -> int:
             together=_together(command) if parsed.vmap else None,
         )
     except KeyboardInterrupt as error:
-        return _fail(f"interrupted; the same command goes on: {again}", _signaled(error))
+        return fail(f"interrupted; the same command goes on: {again}", signaled(error))
     except OSError as error:
-        return _fail(f"{_refusal(error)}; the same command goes on: {again}")
+        return fail(f"{endings.refusal(error)}; the same command goes on: {again}")
     rows = compare.compared([record.open_record(point.folder) for point in points])
     _print_table(rows)
     print(_write_comparison(rows, points[0].folder.parent / "report.html"))
@@ -263,54 +285,14 @@ def _print_table(rows: Sequence[Row]) -> None:
         print(words)
 
 
-def _train(folder: Path, training: Callable[[], dict[str, Any]]) -> int:
-    """Trains and tells the end; where it is cut short, how to go on."""
-    from gradkit.runner import record
+def _ended(folder: Path, summary: dict[str, Any]) -> int:
+    """Reports on a run and tells its end."""
+    from gradkit.runner import guard
 
-    try:
-        summary = training()
-    except KeyboardInterrupt as error:
-        message, status = "interrupted", _signaled(error)
-    except OSError as error:  # a full disk
-        message, status = _refusal(error), 2
-    else:
-        return _tell(_write_report(folder), summary)
-    begun = (folder / record.CONFIG).is_file()
-    words = f"; go on by gradkit run --resume {shlex.quote(str(folder))}" if begun else ""
-    return _fail(f"{message}{words}", status)
-
-
-def _signaled(error: KeyboardInterrupt) -> int:
-    """The exit status of a command that a signal has ended."""
-    return 128 + (error.args or (signal.SIGINT,))[0]
-
-
-def _refusal(error: OSError) -> str:
-    """What the system would not do."""
-    return f"{error.filename or 'the system refuses'}: {error.strerror or error}"
-
-
-def _tell(page: Path, summary: dict[str, Any]) -> int:
-    if summary["status"] == "diverged":
-        return _fail(
-            f"the loss became NaN or infinite by step {summary['steps']}. Lower "
-            f"optimizer.learning_rate or clip the gradient; what happened is in {page}",
-            status=1,
-        )
-    names = [key for key, end in summary.items() if key.startswith("test_") and end is not None]
-    names.sort(key=lambda name: "accuracy" not in name)
-    ends = ", ".join(f"{name.replace('_', ' ')} {summary[name]:.4g}" for name in names)
-    spent = f"{summary['steps']} steps in {summary['seconds']:.1f} s"
-    print(f"{ends or 'finished'} after {spent}\n{page}")
-    if best := summary.get("best"):
-        figures = {best["metric"]: best["value"], **best}
-        words = [
-            f"{name.replace('_', ' ')} {value:.4g}"
-            for name, value in figures.items()
-            if name not in ("metric", "value", "step") and value is not None
-        ]
-        print(f"best, kept in best/: {', '.join(words)} at step {best['step']}")
-    return 0
+    with guard.alone(folder):
+        guard.remove_drafts(folder, folder / "plots")
+        page = _write_report(folder)
+    return endings.tell(page, summary)
 
 
 def _spectrum(parsed: argparse.Namespace, arguments: Sequence[str]) -> int:
@@ -340,8 +322,8 @@ def _spectrum(parsed: argparse.Namespace, arguments: Sequence[str]) -> int:
         for one in subjects:
             folder = one.folder
             results.append(spectrum.compute(one, options))
-    except KeyboardInterrupt:
-        return _fail("interrupted; the same command goes on from there", status=130)
+    except KeyboardInterrupt as error:
+        return fail("interrupted; the same command goes on from there", signaled(error))
     print(tables.overview(results))
     print(_write_report(folder))
     return 0

@@ -170,7 +170,7 @@ _WORDS = {
     "invalid_key": "expected a key that is text, got {got}",
     "less_than": _WRONG_VALUE,
     "literal_error": _WRONG_VALUE,
-    "missing": "missing; expected {description}",
+    "missing": "missing; expected {description}, such as optimizer: adam",
     "model_type": _WRONG_VALUE,
     "problem": "{message}",
     "string_type": _WRONG_VALUE,

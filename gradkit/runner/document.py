@@ -156,7 +156,8 @@ def read(path: Path, order: int = 0) -> Document:
     if node is None:
         raise UserError(f"{path}: is empty; a config needs at least an optimizer")
     if not isinstance(node, Mapping):
-        message = f"expected a mapping of keys to values, got {describe(_plain(node))}"
+        message = "expected a mapping of keys to values, such as optimizer: adam, got "
+        message += describe(_plain(node))
         raise UserError(f"{path}:{_first_line(node)}  {message}")
     lines = [((), _first_line(node)), *_lines(node)]
     places = {keys: Place((order, line), f"{path}:{line}") for keys, line in lines}
@@ -209,7 +210,7 @@ def _configs_near(path: Path) -> str:
     stems = near(path.stem, {file.stem for file in files})
     meant = [str(file) for stem in stems for file in files if file.stem == stem]
     found = did_you_mean(meant).strip() or ", ".join(map(str, files[:8]))
-    return f"; {'' if meant else 'there are '}{found}" if found else ""
+    return f"; {'' if meant else 'there are '}{found}" if found else "; name a YAML file"
 
 
 def _parse(text: str) -> Any:

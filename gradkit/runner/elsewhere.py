@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ from gradkit.tree import path_name
 
 PyTree = Any
 
+_EXPECTED = "expected an .npz file or an orbax checkpoint folder"
 _RETURNS = "a task returns (problem, params, batch)"
 
 
@@ -54,7 +56,7 @@ def load(spec: str, params_file: str | None) -> Model:
     """
     file = None if params_file is None else Path(params_file)
     if file is not None and not file.exists():
-        raise UserError(f"--params: no such file {file}")
+        raise UserError(f"--params: no such file {file}; {_EXPECTED}")
     function, source = imported.imported(spec, "--task")
     if not callable(function):
         what = imported.described(function)
@@ -131,14 +133,17 @@ def _arrays(file: Path) -> dict[str, Any]:
         return _checkpoint(file)
     if file.suffix != ".npz":
         raise UserError(
-            f"--params: expected an .npz file or an orbax checkpoint folder, got {file}; a task "
-            "that takes an argument, task(file), reads any other format itself"
+            f"--params: {_EXPECTED}, got {file}; a task that takes an argument, task(file), reads "
+            "any other format itself"
         )
     try:
         with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except Exception as error:  # zip, zlib and numpy each have their own for a damaged file
-        raise UserError(f"{file}: not a readable .npz file: {imported.first_line(error)}") from None
+        why = imported.first_line(error) if zipfile.is_zipfile(file) else "it is no zip archive"
+        raise UserError(
+            f"{file}: not a readable .npz file: {why}; write it by numpy.savez(FILE, **arrays)"
+        ) from None
 
 
 def _checkpoint(folder: Path) -> dict[str, Any]:

@@ -1,16 +1,16 @@
-"""What keeps a run whole: one process at a time in its folder, and signals that wait for a step."""
+"""What keeps a run whole: one process at a time in its folder, and nothing that is half there."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import signal
-import threading
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import filelock
 
+from gradkit.runner import record
 from gradkit.runner.errors import UserError
 
 LOCK = ".lock"
@@ -23,7 +23,7 @@ def alone(folder: Path) -> Iterator[None]:
     File systems without locks keep nobody out.
 
     Raises:
-        UserError: another process is in it.
+        UserError: another process is in it, or nothing can be written there.
     """
     lock = filelock.FileLock(folder / LOCK)
     try:
@@ -35,42 +35,44 @@ def alone(folder: Path) -> Iterator[None]:
         ) from None
     except NotImplementedError:
         pass
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be written: {error.strerror or error}. Give yourself the right to "
+            "write there, or copy the folder to where you have it: nothing has been changed."
+        ) from None
     try:
         yield
     finally:
         lock.release()
 
 
-@dataclasses.dataclass
-class Asked:
-    """Which signal has asked to stop, if one has."""
+def unbegun(folder: Path) -> bool:
+    """Whether a folder is empty, but for what a run leaves that is killed before it has a config.
 
-    by: int | None = None
-
-
-@contextlib.contextmanager
-def patience() -> Iterator[Asked]:
-    """Lets a first Ctrl-C or SIGTERM only ask, instead of cutting a step; a second one cuts.
-
-    Signals that somebody else handles or ignores are left to them.
+    Such a run is begun anew.
     """
-    asked = Asked()
-    own = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-    if threading.current_thread() is not threading.main_thread():
-        own = {}
-    before = {s: handler for s, handler in own.items() if signal.getsignal(s) is handler}
+    if not folder.is_dir():
+        return False
+    names = {path.name for path in folder.iterdir()}
+    return all(name in (LOCK, record.ENV) or _is_draft(name) for name in names)
 
-    def restore():
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
-    def ask(number, _):
-        asked.by = number
-        restore()
+def remove_drafts(*folders: Path) -> None:
+    """Removes what processes that were killed have left half written, or half removed."""
+    for path in [path for folder in folders for path in folder.glob(".*") if _is_draft(path.name)]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
-    for number in before:
-        signal.signal(number, ask)
-    try:
-        yield asked
-    finally:
-        restore()
+
+def _is_draft(name: str) -> bool:
+    return name.startswith(".") and name.endswith(".tmp")
+
+
+def remove_whole(folder: Path) -> None:
+    """Removes a folder whole or not at all: killed on the way it leaves a draft."""
+    draft = folder.with_name(f".{folder.name}.removed.tmp")
+    shutil.rmtree(draft, ignore_errors=True)
+    os.replace(folder, draft)
+    shutil.rmtree(draft)

@@ -104,4 +104,5 @@ def described(value: Any) -> str:
     """Returns what kind of thing a value is, with an article."""
     if isinstance(value, tuple):
         return f"a tuple of {len(value)}"
-    return "None" if value is None else f"a {type(value).__name__}"
+    kind = type(value).__name__
+    return "None" if value is None else f"a{'n' if kind[0].lower() in 'aeiou' else ''} {kind}"

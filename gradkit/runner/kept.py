@@ -57,7 +57,12 @@ class Kept:
     def save(self, place: str = CHECKPOINTS) -> None:
         """Writes a checkpoint of the state now."""
         training = self.training
-        meta = {"seconds": training.seconds, "origin": origin(training.setting.config)}
+        metrics = self.folder / record.METRICS
+        meta = {
+            "seconds": training.seconds,
+            "origin": origin(training.setting.config),
+            "metrics": metrics.stat().st_size if metrics.exists() else 0,
+        }
         checkpoint.save(self.folder / place, training.step, training.state, **meta)
 
     def end(self) -> dict[str, Any]:

@@ -256,6 +256,13 @@ def truncate_metrics(path: str | os.PathLike[str], step: int) -> None:
         file.writelines(text + b"\n" for line, text in kept if line["step"] <= step)
 
 
+def metrics_size(path: str | os.PathLike[str], step: int) -> int:
+    """Returns the bytes of the metrics lines up to and including `step`."""
+    return sum(
+        len(text) + 1 for line, text in _metrics_lines(Path(path))[0] if line["step"] <= step
+    )
+
+
 def _metrics_lines(path: Path) -> tuple[list[tuple[dict[str, Any], bytes]], bool]:
     if not path.exists():
         return [], False
@@ -270,7 +277,10 @@ def _metrics_lines(path: Path) -> tuple[list[tuple[dict[str, Any], bytes]], bool
         except ValueError as error:
             if number == len(lines):  # no newline after it: cut short
                 return kept, True
-            raise UserError(f"{path}:{number}: {error}") from None
+            raise UserError(
+                f"{path}:{number}: {error}. Put the file back as it was, or delete this line and "
+                "all below it"
+            ) from None
     return kept, False
 
 
@@ -295,12 +305,19 @@ def _read_object(path: Path) -> dict[str, Any] | None:
     try:
         value = json.loads(_read_text(path), parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
+        raise UserError(f"{path}:{error.lineno}: not JSON: {error.msg}. {_way_out(path)}") from None
     except ValueError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{path}: {error}. {_way_out(path)}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}:1: expected a JSON object, got {type(value).__name__}")
     return value
+
+
+def _way_out(path: Path) -> str:
+    """What to do about a damaged file."""
+    if path.name == SUMMARY:
+        return f"Delete it: gradkit run --resume {path.parent} writes it again."
+    return "Put it back as it was." if path.name == ENV else "Delete it and compute it again."
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -364,7 +381,7 @@ def _suggestion(path: Path) -> str:
         if found and place == path:
             break
     if not found:
-        return " There are no run folders near it."
+        return " There are no run folders near it; gradkit run CONFIG makes one."
     nearest = difflib.get_close_matches(path.name, found, n=3, cutoff=0.0)
     return f" Nearest run folders: {', '.join(str(found[name]) for name in nearest)}"
 

@@ -156,7 +156,10 @@ class Best(_Section):
     @model_validator(mode="after")
     def _of_something(self):
         if self.patience is not None and self.metric is None:
-            raise _problem("patience needs a metric to be patient about, such as validation_loss")
+            raise _problem(
+                "patience needs a metric to be patient about: set best.metric, such as "
+                "validation_loss"
+            )
         return self
 
 

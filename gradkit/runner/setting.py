@@ -106,7 +106,7 @@ def _fits_together(setting: Setting) -> None:
     if batches.size % config.micro_batches:
         raise UserError(
             f"micro_batches: expected a divisor of the batch_size {batches.size}, got "
-            f"{config.micro_batches}"
+            f"{config.micro_batches}; such as {_divisor(batches.size, config.micro_batches)}"
         )
     if config.micro_batches > 1 and task.init_state is not None:
         raise UserError(
@@ -120,6 +120,11 @@ def _fits_together(setting: Setting) -> None:
             f"best.metric: no figure {config.best.metric!r}; {nearest(config.best.metric, known)}"
             f"there are {', '.join(known)}.{need}"
         )
+
+
+def _divisor(number: int, most: int) -> int:
+    """The largest divisor of a number that is not more than `most`."""
+    return max(d for d in range(1, min(number, most) + 1) if number % d == 0)
 
 
 def reopen(run: record.Record) -> Setting:

@@ -62,10 +62,15 @@ def check(parsed: argparse.Namespace) -> None:
     """Refuses options that do not go together."""
     if (parsed.run is None) == (parsed.task is None):
         got = "neither" if parsed.run is None else "both"
-        raise UserError(f"spectrum: expected a RUN folder or --task FILE.py:FUNCTION, got {got}")
+        raise UserError(
+            f"spectrum: expected a RUN folder or --task FILE.py:FUNCTION, got {got}; name one"
+        )
     if parsed.task is not None:
         if parsed.checkpoint is not None:
-            raise UserError("--checkpoint is for a RUN; --params names the parameters of a task")
+            raise UserError(
+                "--checkpoint is for a RUN; a task's parameters are named by --params: drop "
+                "--checkpoint"
+            )
         if parsed.data in ("train", "test"):
             raise UserError(
                 f"--data {parsed.data} is for a RUN: a task returns one batch, of which --data N "

@@ -194,7 +194,10 @@ def of_task(
 
 def _why_no_checkpoint(run: record.Record, steps: str) -> str:
     if steps == "best":
-        return "kept no best checkpoint; its config has no best.metric, or nothing was evaluated"
+        return (
+            "kept no best checkpoint; its config has no best.metric, or nothing was evaluated; "
+            "name a step"
+        )
     if run.summary is not None and run.summary.get("status") == "diverged":
         return (
             "diverged before its first checkpoint: there are no parameters to look at. Run it "

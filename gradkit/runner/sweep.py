@@ -13,7 +13,6 @@ from __future__ import annotations
 import itertools
 import json
 import re
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from gradkit.runner import record
 from gradkit.runner.config import Config, dump, load, seedless
 from gradkit.runner.document import values_of
 from gradkit.runner.errors import UserError
-from gradkit.runner.guard import LOCK
+from gradkit.runner.guard import unbegun
 
 _RANGE = re.compile(r"\s*(\d+):(\d+)\s*")
 _LONGEST = 120  # characters of a folder's name
@@ -58,7 +57,10 @@ def plan(file: str, words: Sequence[str], folder: Path | None) -> list[Point]:
     """
     axes = dict(_axis(word) for word in words)
     if len(axes) < len(words):
-        raise UserError(f"sweep: expected each key once, got {' '.join(words)}")
+        raise UserError(
+            f"sweep: expected each key once, got {' '.join(words)}; write all values of a key in "
+            "one word"
+        )
     if "seed" in axes:
         axes["seed"] = axes.pop("seed")
     names = _short_names([key for key, values in axes.items() if len(values) > 1])
@@ -71,7 +73,9 @@ def plan(file: str, words: Sequence[str], folder: Path | None) -> list[Point]:
         points.append(Point((folder or Path("sweeps") / config.name) / name, config))
     folders = [point.folder for point in points]
     if shared := [str(one) for one in folders if folders.count(one) > 1]:
-        raise UserError(f"sweep: two points would share {shared[0]}: a value is given twice")
+        raise UserError(
+            f"sweep: two points would share {shared[0]}: a value is given twice; drop one"
+        )
     if too_long := [one.name for one in folders if len(one.name) > _LONGEST]:
         raise UserError(
             f"sweep: {too_long[0]}: a folder's name of {len(too_long[0])} characters, of at most "
@@ -131,9 +135,7 @@ def _by_seeds(points: Sequence[Point]) -> dict[str, list[Point]]:
 def _state(point: Point) -> record.Record | None:
     """The run of a point if it has begun."""
     folder = point.folder
-    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {LOCK, record.ENV}:
-        shutil.rmtree(folder)  # killed before it had a config
-    if not folder.exists():
+    if not folder.exists() or unbegun(folder):
         return None
     found = record.open_record(folder)
     if found.config_text != dump(point.config):
@@ -155,7 +157,9 @@ def _axis(word: str) -> tuple[str, list[Any]]:
     else:
         values = values_of(written, f"sweep: {key}")
     if not values:
-        raise UserError(f"sweep: {word}: expected a value or more, got none")
+        raise UserError(
+            f"sweep: {word}: expected a value or more, got none; the end of a range is excluded"
+        )
     return key, values
 
 

@@ -143,9 +143,11 @@ def _suits(loss: str, model: str, data: Dataset) -> None:
             "own, task: path/to/file.py:name"
         )
     if data.classes is None and loss != "squared_error":
-        raise UserError(f"loss: {loss} is for classes, and {source} has numbers: squared_error")
+        raise UserError(f"loss: {loss} is for classes, and {source} has numbers: set squared_error")
     if loss == "binary_cross_entropy" and data.classes != 2:
-        raise UserError(f"loss: {loss} is for 2 classes, and {source} has {data.classes}")
+        raise UserError(
+            f"loss: {loss} is for 2 classes, and {source} has {data.classes}: set cross_entropy"
+        )
 
 
 def _users(config: Config) -> Task:

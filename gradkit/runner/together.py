@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gradkit.runner import guard, train
+from gradkit.runner import signals, train
 from gradkit.runner.config import Config
 from gradkit.runner.kept import Kept
 from gradkit.runner.programs import compiled, stacked
@@ -44,8 +44,7 @@ def begin(
     with contextlib.ExitStack() as stack:
         runs = []
         for setting, folder, state in zip(settings, folders, states, strict=True):
-            train.make(folder)
-            stack.enter_context(guard.alone(folder))
+            stack.enter_context(train.claimed(folder))
             train.describe(folder, setting, state, command)
             training = Training(setting, programs.of(setting.batches), state)
             runs.append(stack.enter_context(Kept.open(training, folder)))
@@ -56,7 +55,7 @@ def begin(
 def _train(runs: Sequence[Kept], keys: jax.Array, states: Any) -> None:
     every = [run.training for run in runs]
     steps, title = every[0].setting.steps, f"train {len(runs)} seeds"
-    with Progress(title, steps, "step") as progress, guard.patience() as asked:
+    with Progress(title, steps, "step") as progress, signals.patience() as asked:
         while (alive := [t for t in every if t.goes_on]) and asked.by is None:
             lead = alive[0]
             count = min(t.next[0] for t in alive)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import os
 import platform
-import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import jax
 import optax
 
 import gradkit as gk
-from gradkit.runner import checkpoint, guard, record
+from gradkit.runner import checkpoint, guard, record, signals
 from gradkit.runner.config import Config, dump, seedless
 from gradkit.runner.errors import UserError
 from gradkit.runner.kept import Kept
@@ -78,33 +78,38 @@ def begin(
     setting = workshop.setting(config)
     state = setting.initial()
     programs = workshop.programs(setting, state)
-    make(folder)
-    with guard.alone(folder):
+    with claimed(folder):
         describe(folder, setting, state, command)
         return _train(Training(setting, programs, state), folder)
 
 
 def refuse_existing(folder: Path) -> None:
-    """Raises a `UserError` where there is something already."""
-    if folder.exists():
+    """Raises a `UserError` where there is something already that a run has not just left."""
+    if folder.exists() and not guard.unbegun(folder):
+        begun = (folder / record.CONFIG).is_file()
+        on = f"Go on with it by gradkit run --resume {folder}, or name" if begun else "Name"
         raise UserError(
-            f"{folder}: exists already and is not overwritten. Go on with it by "
-            f"gradkit run --resume {folder}, or name another with --out FOLDER."
+            f"{folder}: exists already and is not overwritten. {on} another with --out FOLDER."
         )
 
 
-def make(folder: Path) -> None:
-    """Makes a run folder.
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Makes a run folder, or takes one that was killed before it had a config, for this process.
 
     Raises:
-        UserError: it cannot be made.
+        UserError: it cannot be made, or another process was faster.
     """
     try:
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
             f"{folder}: cannot be made: {error.strerror}. Name another with --out FOLDER."
         ) from None
+    with guard.alone(folder):
+        refuse_existing(folder)
+        guard.remove_drafts(folder)
+        yield
 
 
 def describe(folder: Path, setting: Setting, state: State, command: Sequence[str]) -> None:
@@ -132,22 +137,39 @@ def _resume(run: record.Record) -> dict[str, Any]:
     setting, folder = reopen(run), run.path
     if checkpoint.steps(folder / CHECKPOINTS):
         state, step, seconds = state_at(setting, folder)
+        _check_metrics(folder, step)
     else:
         state, step, seconds = setting.initial(), 0, 0.0
         describe(folder, setting, state, run.env.get("command", []))
     programs = compiled(setting, state)
-    places = folder, folder / CHECKPOINTS, folder / BEST
-    for draft in [path for place in places for path in place.glob(".*.tmp")]:
-        shutil.rmtree(draft) if draft.is_dir() else draft.unlink()
+    guard.remove_drafts(folder, folder / CHECKPOINTS, folder / BEST)
     record.truncate_metrics(folder / record.METRICS, step)
     lines, _ = record.read_metrics(folder / record.METRICS)
     training = Training(setting, programs, state, step=step, seconds=seconds, lines=lines)
     return _train(training, folder)
 
 
+def _check_metrics(folder: Path, step: int) -> None:
+    """Refuses metrics that lack lines from before a checkpoint; earlier ones may have all."""
+    metrics, place = folder / record.METRICS, folder / CHECKPOINTS
+
+    def covers(step: int) -> bool:
+        expected = checkpoint.kept_beside(place, step).get("metrics", 0)
+        return record.metrics_size(metrics, step) >= expected
+
+    if covers(step):
+        return
+    covered = [s for s in checkpoint.steps(place) if covers(s)]
+    on = f"those after {covered[-1]:06d}" if covered else "all"
+    raise UserError(
+        f"{metrics}: cut short: it lacks lines from before the checkpoint of step {step}. Put the "
+        f"file back as it was, or delete {on} in {place} to go on from there."
+    )
+
+
 def _train(training: Training, folder: Path) -> dict[str, Any]:
     progress = Progress("train", training.setting.steps, "step", done=training.step)
-    with Kept.open(training, folder) as kept, progress, guard.patience() as asked:
+    with Kept.open(training, folder) as kept, progress, signals.patience() as asked:
         while training.goes_on and asked.by is None:
             kept.keep(training.advance(), progress)
         if asked.by is not None and training.goes_on:

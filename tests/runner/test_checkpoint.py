@@ -216,7 +216,7 @@ def test_damage_is_named_with_the_way_out(tmp_path, sound, damage):
     message = refusal(folder, 1, STATE)
     assert message.startswith(f"{folder / '000001'}: damaged checkpoint: ")
     assert named in message
-    assert message.endswith("Delete this folder to go on from the one before it.")
+    assert message.endswith("Delete this folder to begin from the start.")
     assert len(message.splitlines()) == 1
 
 

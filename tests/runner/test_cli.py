@@ -256,38 +256,7 @@ def test_the_installed_command_is_this_one():
     assert said.stdout.startswith("gradkit 0")
 
 
-# Mistakes
-
-
-CONFIG_MISTAKES = {
-    "unknown key": (["epoch=3"], ["tiny.yaml: 1 problem", "did you mean epochs?"]),
-    "wrong type": (["epochs=many"], ["epochs: expected a whole number >= 1, got 'many' (text)"]),
-    "unknown optimizer": (["optimizer.name=adamm"], ["'adamm'; did you mean adam"]),
-    "unknown argument": (["optimizer.lr=1"], ["unknown argument of adam", "learning_rate"]),
-    "unknown schedule argument": (
-        ["optimizer.learning_rate={cosine_decay_schedule: {init_value: 1, steps: 3}}"],
-        ["unknown argument of optax.cosine_decay_schedule", "decay_steps: missing"],
-    ),
-    "no override": (["epochs"], ["expected key.path=value, such as batch_size=128"]),
-    "refused schedule": (
-        ["optimizer.learning_rate={cosine_decay_schedule: {init_value: 1, decay_steps: -3}}"],
-        ["optax.cosine_decay_schedule refuses its arguments: ", "positive"],
-    ),
-    "batch too large": (
-        ["batch_size=73"],
-        ["batch_size: expected at most 72, the number of training examples, got 73"],
-    ),
-    "test fraction": (["data.test_fraction=0.001"], ["data.test_fraction: 0.001 of the 90 examp"]),
-    "missing data": (["data.source=none.npz"], ["data.source: no such file none.npz"]),
-}
-
-
-@pytest.mark.parametrize("case", CONFIG_MISTAKES)
-def test_mistakes_in_a_config(here, refused, case):
-    overrides, words = CONFIG_MISTAKES[case]
-    message = refused("run", "tiny.yaml", *overrides)
-    for word in words:
-        assert word in message
+# Mistakes; the table of them all is in test_mistakes.py
 
 
 def test_all_problems_of_a_config_are_told_at_once(here, refused):
@@ -296,72 +265,6 @@ def test_all_problems_of_a_config_are_told_at_once(here, refused):
     assert message.startswith("gradkit: bad.yaml: 5 problems\n")
     for place in ("bad.yaml:1  ", "bad.yaml:2  ", "bad.yaml:4  ", "command line: seed=-1  "):
         assert place in message
-
-
-def test_configs_that_are_none(here, refused):
-    Path("folder").mkdir()
-    assert "no such file; did you mean tiny.yaml?" in refused("run", "tiny1.yaml")
-    assert "is a folder, not a config file" in refused("run", "folder")
-    assert "run: expected a CONFIG file or --resume RUN, got neither" in refused("run")
-
-
-def test_commands_and_options_that_are_none(here, refused):
-    assert "choose from" in refused("trian", "tiny.yaml")
-    assert "required: COMMAND" in refused()
-    assert "unknown arguments: --frob" in refused("run", "tiny.yaml", "--frob")
-    assert "usage: gradkit spectrum" in refused("spectrum", "run", "more")
-    assert "expected a RUN folder or --task FILE.py:FUNCTION" in refused("spectrum")
-    assert "--out: expected one argument" in refused("run", "tiny.yaml", "--out")
-    assert "drop --out" in refused("run", "--resume", "run", "--out", "other")
-    assert "drop tiny.yaml" in refused("run", "--resume", "run", "tiny.yaml")
-    assert "did you mean adam" in refused("list", "adamm")
-
-
-def test_folders_that_cannot_be_made(here, refused):
-    Path("mine").mkdir()
-    Path("mine", "notes.txt").write_text("mine")
-    message = refused("run", "tiny.yaml", "--out", "mine")
-    assert "mine: exists already and is not overwritten" in message
-    assert "--resume mine" in message
-    assert "exists already" in refused("run", "tiny.yaml", "--out", "tiny.yaml")
-    message = refused("run", "tiny.yaml", "--out", "tiny.yaml/run")
-    assert "cannot be made: Not a directory. Name another with --out" in message
-
-
-@pytest.mark.parametrize("command", [["spectrum"], ["report"], ["run", "--resume"]])
-def test_run_folders_that_are_none(here, refused, command):
-    Path("folder").mkdir()
-    assert "none: no such run folder" in refused(*command, "none")
-    assert "folder: not a run folder, it has no config.yaml" in refused(*command, "folder")
-    assert "tiny.yaml: is a file, not a run folder" in refused(*command, "tiny.yaml")
-
-
-def with_nan(arrays):
-    arrays["x"][7, 2] = np.nan
-    return arrays
-
-
-DATA_MISTAKES = {
-    "nan": (with_nan(blobs()), "the first nan at row 7, column 2; remove or replace them"),
-    "no y": ({"x": np.ones((9, 2))}, "expected arrays x and y, got x"),
-    "shapes": (blobs() | {"y": np.zeros(3, int)}, "y: expected shape (90,), a class for each row"),
-    "text labels": (blobs() | {"y": np.full(90, "a")}, "y: expected classes as whole numbers from"),
-    "rare class": (
-        blobs() | {"y": np.append(np.zeros(89, int), 1)},
-        "expected at least 2 examples of each class, to train and to test on, got 1 of class 1",
-    ),
-    "not npz": (b"x,y\n", "blobs.npz: not a readable .npz file"),
-}
-
-
-@pytest.mark.parametrize("case", DATA_MISTAKES)
-def test_mistakes_in_the_data(here, refused, case):
-    arrays, words = DATA_MISTAKES[case]
-    if isinstance(arrays, bytes):
-        Path("blobs.npz").write_bytes(arrays)
-    else:
-        np.savez("blobs.npz", **arrays)
-    assert words in refused("run", "tiny.yaml")
 
 
 @pytest.fixture(scope="module")
@@ -403,7 +306,7 @@ def test_a_damaged_checkpoint(unfinished, refused, command, damage):
         (place / "structure.json").unlink()
     message = refused(*command, "run")
     assert message.startswith(f"gradkit: {place}: damaged checkpoint: ")
-    assert "Delete this folder to go on from the one before it." in message
+    assert "Delete this folder to go on from step 6." in message
 
 
 @pytest.mark.parametrize("command", [["spectrum"], ["run", "--resume"]])

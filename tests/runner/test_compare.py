@@ -98,21 +98,6 @@ def test_the_table_marks_the_lowest_and_leaves_out_what_says_nothing():
     assert "lowest" not in compare.table([alone])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["a", "--target", "tst_loss=1"], "no run records 'tst_loss'; they have gradients, produc"),
-        (["a", "--target", "test_loss"], "--target: expected such as train_loss=0.1, got"),
-        (["a", "--target", "test_loss=low"], "--target: expected such as train_loss=0.1, got"),
-        (["absent"], "absent: no such run folder"),
-    ],
-)
-def test_mistakes(arguments, message, capsys):
-    run("a", [0.5])
-    assert main(["compare", *arguments]) == 2
-    assert message in capsys.readouterr().err
-
-
 def test_a_folder_of_runs_is_all_of_them_and_json_has_all_figures(capsys):
     run("many/a", [0.5])
     run("many/b", [0.7], seed=1)

@@ -353,7 +353,7 @@ def test_a_wrong_field_in_the_last_line(write, text, message):
 
 
 def test_a_config_without_an_optimizer(write):
-    expected = "expected one optimizer, or the members of a chain in order"
+    expected = "expected one optimizer, or the members of a chain in order, such as optimizer: adam"
     assert only_problem(write("seed: 1")) == f"x.yaml:1  optimizer: missing; {expected}"
 
 
@@ -565,7 +565,7 @@ def test_a_missing_file_is_answered_with_its_neighbors(write):
 
 
 def test_a_missing_file_in_a_missing_folder(write):
-    assert problems("no/where.yaml") == ["no/where.yaml: no such file"]
+    assert problems("no/where.yaml") == ["no/where.yaml: no such file; name a YAML file"]
 
 
 def test_a_folder_is_no_config(write):
@@ -582,8 +582,11 @@ def test_a_folder_is_no_config(write):
         (b"a: 1\nb: \xff\n", "x.yaml:2  not UTF-8 text (byte 0xff); save it as UTF-8"),
         ("", "x.yaml: is empty; a config needs at least an optimizer"),
         ("# nothing\n", "x.yaml: is empty; a config needs at least an optimizer"),
-        ("- adam\n", "x.yaml:1  expected a mapping of keys to values, got ['adam'] (list)"),
-        ("adam\n", "x.yaml:1  expected a mapping of keys to values, got 'adam' (text)"),
+        (
+            "adam\n",
+            "x.yaml:1  expected a mapping of keys to values, such as optimizer: adam, got 'adam' "
+            "(text)",
+        ),
         ("a: 1\nseed: 1\nseed: 2\n", "x.yaml:3:1  seed: given twice; remove one of the two"),
         ("a: b: c", "x.yaml:1:5  not valid YAML: a second ': ' in a line, or too deep"),
         ("a: 1\n  b: 2\n", "x.yaml:2:4  not valid YAML: a second ': ' in a line, or too deep"),

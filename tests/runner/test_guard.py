@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from gradkit.runner import checkpoint, guard, record, setting
+from gradkit.runner import checkpoint, guard, record, setting, signals
 from gradkit.runner.errors import UserError
 
 CONFIG = """\
@@ -46,17 +47,14 @@ def here(tmp_path, monkeypatch):
 
 
 def gradkit(*arguments, limit=None):
-    """A command's exit status and message, with files limited to some bytes.
-
-    Beside a write that failed, threads of tensorstore may print what they meet on their way out.
-    """
+    """A command's exit status and its one message, with files limited to some bytes."""
     program = [*COMMAND, *arguments]
     if limit is not None:
         blocks = f"ulimit -f {limit // 1024}; exec " + '"$@"'
         program = ["bash", "-c", blocks, "bash", *program]
     done = subprocess.run(program, capture_output=True, text=True)
-    assert limit is not None or "Traceback" not in done.stderr
-    said = [line for line in done.stderr.splitlines() if line.startswith("gradkit: ")]
+    said = [line for line in done.stderr.splitlines() if not line.startswith("train ")]
+    assert all(line.startswith("gradkit: ") for line in said), done.stderr
     return done.returncode, "\n".join(said)
 
 
@@ -141,13 +139,95 @@ def test_a_full_disk_is_named_and_what_was_saved_goes_on(whole, limit, file):
     assert final("run") == whole
 
 
+def stopped_run():
+    """The folder of a run that was stopped on its way."""
+    process = started("run", "tiny.yaml", "--out", "run", after=200)
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM
+    return Path("run")
+
+
+def content(run):
+    return {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+def refused(*arguments):
+    """The message of a command that refuses and leaves the run as it is."""
+    before = content(Path("run"))
+    status, message = gradkit(*arguments)
+    assert status == 2
+    assert content(Path("run")) == before
+    return message
+
+
+@pytest.mark.flow
+def test_metrics_that_were_damaged_are_named_and_the_way_on_works(whole):
+    metrics = stopped_run() / "metrics.jsonl"
+    text = metrics.read_bytes()
+    lines = text.splitlines(keepends=True)
+    metrics.write_bytes(text + lines[-1][:20])  # as a crash leaves it: nothing is lost
+    opened = record.open_record("run")
+    assert opened.truncated
+    metrics.write_bytes(b"".join([*lines[:15], b"\x00\xff{garbage\n", *lines[16:]]))
+    message = refused("run", "--resume", "run")
+    assert message == (
+        "gradkit: run/metrics.jsonl:16: not text in UTF-8. Put the file back as it was, or delete "
+        "this line and all below it"
+    )
+    metrics.write_bytes(b"".join(lines[:15])[:-9])  # until step 140, and part of 150
+    message = refused("run", "--resume", "run")
+    last = checkpoint.steps(Path("run/checkpoints"))[-1]
+    assert message == (
+        f"gradkit: run/metrics.jsonl: cut short: it lacks lines from before the checkpoint of step "
+        f"{last}. Put the file back as it was, or delete those after 000100 in run/checkpoints to "
+        "go on from there."
+    )
+    for step in checkpoint.steps(Path("run/checkpoints"))[1:]:
+        shutil.rmtree(f"run/checkpoints/{step:06d}")
+    assert gradkit("run", "--resume", "run")[0] == 0
+    assert final("run") == whole
+
+
+@pytest.mark.flow
+def test_a_folder_that_cannot_be_written_is_named(whole):
+    run = stopped_run()
+    (run / ".lock").unlink()
+    (run / ".lock").mkdir()
+    assert refused("run", "--resume", "run") == (
+        "gradkit: run: cannot be written: Is a directory. Give yourself the right to write there, "
+        "or copy the folder to where you have it: nothing has been changed."
+    )
+    (run / ".lock").rmdir()
+    if os.geteuid():  # to root nothing is forbidden
+        run.chmod(0o500)
+        assert "gradkit: run: cannot be written: Permission" in refused("run", "--resume", "run")
+        run.chmod(0o700)
+    last = checkpoint.steps(run / "checkpoints")[-1]
+    (run / "checkpoints" / f".{last + 100 - last % 100:06d}.tmp").write_text("in the way")
+    assert gradkit("run", "--resume", "run")[0] == 0  # a draft, removed
+    assert final("run") == whole
+
+
+@pytest.mark.flow
+def test_of_two_processes_begun_at_once_one_trains(whole):
+    command = [*COMMAND, "run", "tiny.yaml", "--out", "run"]
+    both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate()[1] for process in both]
+    assert sorted(process.returncode for process in both) == [0, 2]
+    message = next(s for s, process in zip(said, both, strict=True) if process.returncode)
+    assert message.startswith("gradkit: run: ")
+    assert "another process is training in it" in message or "exists already" in message
+    assert final("run") == whole
+
+
 def test_signals_that_are_handled_elsewhere_are_left_to_it():
     def theirs(*_):
         pass
 
     before = signal.signal(signal.SIGTERM, theirs)
     try:
-        with guard.patience() as asked:
+        with signals.patience() as asked:
             assert signal.getsignal(signal.SIGTERM) is theirs
             os.kill(os.getpid(), signal.SIGTERM)
             assert asked.by is None
@@ -158,7 +238,7 @@ def test_signals_that_are_handled_elsewhere_are_left_to_it():
 def test_after_the_first_signal_the_next_is_as_usual():
     before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
-        with guard.patience() as asked:
+        with signals.patience() as asked:
             os.kill(os.getpid(), signal.SIGTERM)
             assert asked.by == signal.SIGTERM
             assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

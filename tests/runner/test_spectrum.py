@@ -544,7 +544,7 @@ TASK_MISTAKES = {
     "no file": (["modl.py:task"], "no such file modl.py; did you mean model.py?"),
     "no module": (["nowhere:task"], "no module named 'nowhere'"),
     "no attribute": (["model.py:tsk"], "model.py has no tsk; did you mean task?"),
-    "no function": (["model.py:count"], "expected a function, got a int"),
+    "no function": (["model.py:count"], "expected a function, got an int"),
     "two arguments": (["model.py:two"], "of no argument or of the params file, got one of a, b"),
     "no params": (["model.py:reading"], "takes a file of parameters: name it by --params FILE"),
     "returns": (["model.py:nothing"], "a task returns (problem, params, batch), got None"),

@@ -18,6 +18,7 @@ from gradkit.runner import (
     optimizers,
     record,
     setting,
+    signals,
     subject,
     train,
     training,
@@ -450,7 +451,7 @@ def test_interrupted_at_the_last_step_it_is_finished(tmp_path, config, monkeypat
 
 @pytest.mark.usefixtures("default_interrupts")
 def test_a_second_interrupt_does_not_wait():
-    with guard.patience() as asked:
+    with signals.patience() as asked:
         signal.raise_signal(signal.SIGINT)
         assert asked.by == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
@@ -461,7 +462,7 @@ def test_a_second_interrupt_does_not_wait():
 def test_interrupts_that_are_anothers_business_are_left_alone():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with guard.patience() as asked:
+        with signals.patience() as asked:
             assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
             assert asked.by is None
     finally:

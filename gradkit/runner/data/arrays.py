@@ -15,7 +15,8 @@ def characters(written: str, length: int, source: str = "the text") -> Examples:
     pieces = (len(written) - 1) // length if length > 0 else 0
     if pieces < 2:
         raise UserError(
-            f"{source}: expected more than twice length={length} characters, got {len(written)}"
+            f"{source}: expected more than twice length={length} characters, got {len(written)}; "
+            "lower length or take a longer text"
         )
     codes = np.frombuffer(written.encode("utf-32-le"), np.uint32)
     alphabet, tokens = np.unique(codes, return_inverse=True)
@@ -43,9 +44,14 @@ def checked(
         return Examples(x, y, classes)
     x_test, y_test, known = _checked(source, "_test", x_test, y_test, whole=False)
     if x_test.shape[1:] != x.shape[1:] or y_test.shape[1:] != y.shape[1:]:
-        _refuse(source, "x_test", f"examples of shape {x.shape[1:]}", x_test.shape[1:])
+        _refuse(source, "x_test", f"examples of shape {x.shape[1:]}, as in x", x_test.shape[1:])
     if (known is None) != (classes is None) or (known or 0) > (classes or 0):
-        _refuse(source, "y_test", f"classes below {classes}, as y has", f"up to {known}")
+        _refuse(
+            source,
+            "y_test",
+            f"classes below {classes}, as y has",
+            f"{(known or 1) - 1}; number them as in y",
+        )
     return Examples(x, y, classes, test=(x_test, y_test))
 
 
@@ -53,14 +59,24 @@ def _checked(
     source: str, suffix: str, x: np.ndarray, y: np.ndarray, *, whole: bool = True
 ) -> tuple[np.ndarray, np.ndarray, int | None]:
     if x.ndim < 2 or x.size == 0 or x.dtype.kind not in "fiub":
-        got = f"{x.dtype} of shape {x.shape}"
+        got = f"{x.dtype} of shape {x.shape}; give it a row for each example"
         _refuse(source, f"x{suffix}", "numbers of shape (examples, features)", got)
     if y.dtype.kind not in "fiu":
-        _refuse(source, f"y{suffix}", "classes as whole numbers from 0, or numbers", y.dtype)
+        _refuse(
+            source,
+            f"y{suffix}",
+            "classes as whole numbers from 0, or numbers",
+            f"{y.dtype}; number the classes from 0",
+        )
     classes = y.dtype.kind in "iu"
     if y.ndim not in ((1,) if classes else (1, 2)) or len(y) != len(x) or not y.size:
         what = f"({len(x)},), a class" if classes else f"({len(x)},) or ({len(x)}, outputs)"
-        _refuse(source, f"y{suffix}", f"shape {what} for each row of x", f"shape {y.shape}")
+        _refuse(
+            source,
+            f"y{suffix}",
+            f"shape {what} for each row of x",
+            f"shape {y.shape}; drop or add some",
+        )
     if classes and whole:
         _check_classes(source, y)
     elif classes and y.min() < 0:
@@ -86,7 +102,9 @@ def _finite(source: str, name: str, values: np.ndarray) -> np.ndarray:
 def _check_classes(source: str, y: np.ndarray) -> None:
     classes, counts = np.unique(y, return_counts=True)
     if len(classes) == 1:
-        _refuse(source, "y", "two classes or more", f"class {classes[0]} alone")
+        _refuse(
+            source, "y", "two classes or more", f"class {classes[0]} alone; add examples of another"
+        )
     missing = np.flatnonzero(classes != np.arange(len(classes)))
     if len(missing):
         got = f"class {classes[missing[0]]} and none of class {missing[0]}; number them anew"

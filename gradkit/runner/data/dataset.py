@@ -173,5 +173,5 @@ def _drawn(
         sides = "" if by_class is None else " with each class on both sides"
         raise UserError(
             f"{key}: {fraction} of the {len(y)} examples of {source} cannot be held out{sides}: "
-            f"{error}"
+            f"{error}; choose another share"
         ) from None

@@ -6,6 +6,7 @@ import csv as csv_format
 import gzip
 import math
 import struct
+import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,8 @@ from gradkit.runner.errors import UserError
 
 SUFFIXES = {".npz": "npz", ".csv": "csv", ".txt": "text"}
 _IDX_DTYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
+_SAVED = "write it by numpy.savez(FILE, x=x, y=y)"
+_FROM = "seen from the current folder"
 _PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm"}
 
 
@@ -35,11 +38,17 @@ def npz(path: str) -> Examples:
             wanted = ("x", "y", "x_test", "y_test")
             found = {name: stored[name] for name in wanted if name in names}
     except Exception as error:  # zip, zlib and numpy each have their own for a damaged file
-        raise UserError(f"{path}: not a readable .npz file: {error}") from None
+        why = str(error) if zipfile.is_zipfile(file) else "it is no zip archive, or cut short"
+        raise UserError(f"{path}: not a readable .npz file: {why}; {_SAVED}") from None
     if not {"x", "y"} <= found.keys():
-        raise UserError(f"{path}: expected arrays x and y, got {', '.join(names) or 'none'}")
+        raise UserError(
+            f"{path}: expected arrays x and y, got {', '.join(names) or 'none'}; {_SAVED}"
+        )
     if len(found) == 3:
-        raise UserError(f"{path}: expected x_test and y_test or neither, got {', '.join(names)}")
+        raise UserError(
+            f"{path}: expected x_test and y_test or neither, got {', '.join(names)}; add the other "
+            "or leave this one out"
+        )
     return arrays.checked(path, **found)
 
 
@@ -56,9 +65,10 @@ def csv(
         with open(file, encoding="utf-8-sig", newline="") as opened:
             rows = [(n, row) for n, row in enumerate(csv_format.reader(opened), start=1) if row]
     except (UnicodeDecodeError, csv_format.Error) as error:
-        raise UserError(f"{path}: not a readable .csv file: {error}") from None
+        raise UserError(f"{path}: not a readable .csv file: {error}; save it as UTF-8") from None
     if len(rows) < 2:
-        raise UserError(f"{path}: expected a header and rows below it, got {len(rows)} lines")
+        got = "a header alone; add the rows" if rows else "nothing; write both"
+        raise UserError(f"{path}: expected a header and rows below it, got {got}")
     (_, header), *rows = rows
     names = [name.strip() for name in header]
     if target is not None and target not in names:
@@ -67,7 +77,8 @@ def csv(
     for line, row in rows:
         if len(row) != len(names):
             raise UserError(
-                f"{path}:{line}: expected {len(names)} values as in the header, got {len(row)}"
+                f"{path}:{line}: expected {len(names)} values as in the header, got {len(row)}; "
+                "fill the row or take it out"
             )
     x = [
         [_cell(path, line, names[i], text) for i, text in enumerate(row) if i != column]
@@ -114,8 +125,8 @@ def images(path: str) -> Examples:
     ]
     if not files:
         raise UserError(
-            f"{path}: expected a folder of images for each class, such as {path}/cat/1.png; there "
-            f"are {len(classes)} folders and no images in them"
+            f"{path}: expected a folder of images for each class, such as {path}/cat/1.png; got "
+            f"{len(classes)} folder{'' if len(classes) == 1 else 's'} without images"
         )
     pixels = []
     for file, _ in files:
@@ -124,7 +135,9 @@ def images(path: str) -> Examples:
                 mode = "L" if image.mode in ("1", "L", "I", "I;16") else "RGB"
                 pixels.append(np.asarray(image.convert(mode), np.float32) / 255)
         except (OSError, ValueError) as error:
-            raise UserError(f"{file}: not a readable image: {error}") from None
+            raise UserError(
+                f"{file}: not a readable image: {error}; write it again or take it out"
+            ) from None
         if pixels[-1].shape != pixels[0].shape:
             raise UserError(
                 f"{file}: expected the shape {pixels[0].shape} of the first image, got "
@@ -140,21 +153,21 @@ def text(path: str, length: int = 64) -> Examples:
         return arrays.characters(file.read_text("utf-8"), length, path)
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{path}: not text in UTF-8: {error.reason} at byte {error.start}"
+            f"{path}: not text in UTF-8: {error.reason} at byte {error.start}; save it as UTF-8"
         ) from None
 
 
 def _file(path: str, what: str) -> Path:
     file = Path(path)
     if not file.is_file():
-        raise UserError(f"data.source: no such file {path}; expected {what}")
+        raise UserError(f"data.source: no such file {path}, {_FROM}; expected {what}")
     return file
 
 
 def _folder(path: str, what: str) -> Path:
     folder = Path(path)
     if not folder.is_dir():
-        raise UserError(f"data.source: no such folder {path}; expected {what}")
+        raise UserError(f"data.source: no such folder {path}, {_FROM}; expected {what}")
     return folder
 
 
@@ -196,16 +209,19 @@ def _read_idx(folder: Path, name: str) -> np.ndarray:
         with opened(file, "rb") as stream:
             content = stream.read()
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{file}: cannot be read: {error}") from None
+        raise UserError(f"{file}: cannot be read: {error}; get it anew") from None
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in _IDX_DTYPES:
-        raise UserError(f"{file}: not an IDX file: it begins with {content[:4].hex(' ')}")
+        begins = content[:4].hex(" ") or "nothing"
+        raise UserError(
+            f"{file}: expected an IDX file, which begins with 00 00, got {begins}; get it anew"
+        )
     dtype, axes = np.dtype(_IDX_DTYPES[content[2]]), content[3]
     shape = struct.unpack(f">{axes}I", content[4 : 4 + 4 * axes].ljust(4 * axes, b"\0"))
     expected = 4 + 4 * axes + math.prod(shape) * dtype.itemsize
     if len(content) != expected:
         raise UserError(
             f"{file}: expected {expected} bytes for an array of shape {shape}, got {len(content)}: "
-            "the file is damaged"
+            "the file is damaged; get it anew"
         )
     array = np.frombuffer(content, dtype, offset=4 + 4 * axes).reshape(shape)
     return array.astype(dtype.newbyteorder("="))

@@ -57,34 +57,15 @@ def changed(name, place, value):
 REFUSED = {
     "no y": ({"x": blobs()["x"]}, "expected arrays x and y, got x"),
     "nothing": ({}, "expected arrays x and y, got none"),
-    "flat x": (blobs() | {"x": np.ones(90)}, "(examples, features), got float64 of shape (90,)"),
     "empty": ({"x": np.ones((0, 3)), "y": np.ones(0, int)}, "got float64 of shape (0, 3)"),
     "no features": (blobs() | {"x": np.ones((90, 0))}, "got float64 of shape (90, 0)"),
     "text": (blobs() | {"x": np.full((90, 2), "a")}, "x: expected numbers"),
     "complex": (blobs() | {"x": np.ones((90, 2)) * 1j}, "x: expected numbers"),
-    "short y": (blobs() | {"y": np.zeros(89, int)}, "y: expected shape (90,), a class for each"),
     "deep y": (blobs() | {"y": np.zeros((90, 1), int)}, "got shape (90, 1)"),
-    "text y": (blobs() | {"y": np.full(90, "a")}, "whole numbers from 0, or numbers, got <U1"),
     "nan y": (blobs() | {"y": np.full(90, np.nan)}, "y: expected finite numbers, got 90 that are"),
     "cube y": (blobs() | {"y": np.ones((90, 1, 1))}, "expected shape (90,) or (90, outputs) for"),
-    "half a test set": (blobs() | {"x_test": np.ones((9, 4))}, "x_test and y_test or neither"),
-    "other test set": (
-        blobs() | {"x_test": np.ones((9, 3)), "y_test": np.zeros(9, int)},
-        "x_test: expected examples of shape (4,), got (3,)",
-    ),
-    "new class": (
-        blobs() | {"x_test": np.ones((9, 4)), "y_test": np.full(9, 3)},
-        "y_test: expected classes below 3, as y has, got up to 4",
-    ),
-    "one class": (blobs() | {"y": np.zeros(90, int)}, "two classes or more, got class 0 alone"),
-    "negative": (changed("y", slice(0, 3), -1), "without a gap, got class -1 and none of class 0"),
     "gap": (changed("y", slice(0, 3), 9), "got class 9 and none of class 3; number them anew"),
     "huge": (changed("y", slice(0, 3), 2**40), f"got class {2**40} and none of class 3"),
-    "rare": (changed("y", 5, 3), "at least 2 examples of each class, to train and to test on, got"),
-    "nan": (
-        changed("x", (7, 1), np.nan),
-        "finite numbers, got 1 that are not, the first nan at row 7, column 1; remove or replace",
-    ),
     "inf": (changed("x", slice(2, 4), np.inf), "got 8 that are not, the first inf at row 2"),
     "beyond float32": (changed("x", (1, 2), 1e300), "the first inf at row 1, column 2"),
 }
@@ -170,9 +151,6 @@ def test_texts_in_a_csv_table_are_classes_in_alphabetical_order(table):
 
 
 TABLES = {
-    "header alone": ("a,b\n", "expected a header and rows below it, got 1 lines"),
-    "ragged": ("a,b\n1,2\n3\n", "table.csv:3: expected 2 values as in the header, got 1"),
-    "text": ("a,b\n1,2\nred,3\n", "table.csv:3: a: expected a number, got 'red'; leave the col"),
     "nan": ("a,b\n1,0.5\nnan,2.5\n", "x: expected finite numbers, got 1 that are not, the first"),
     "no features": ("b\n1\n2\n", "x: expected numbers of shape (examples, features)"),
 }
@@ -214,12 +192,8 @@ def test_a_folder_of_images_has_a_class_for_each_folder_in_it(tmp_path):
     )
 
 
-def test_folders_without_images_and_damaged_images(tmp_path):
+def test_a_folder_without_images(tmp_path):
     assert "expected a folder of images for each class" in refusal(str(tmp_path))
-    (tmp_path / "cat").mkdir()
-    assert "there are 1 folders and no images in them" in refusal(str(tmp_path))
-    (tmp_path / "cat" / "1.png").write_bytes(b"no png")
-    assert "cat/1.png: not a readable image: " in refusal(str(tmp_path))
 
 
 def test_a_text_is_read_in_pieces(tmp_path):
@@ -263,9 +237,7 @@ def test_idx_files_are_read_as_they_are(idx):
 
 
 DAMAGE = {
-    "cut": (lambda b: b[:-5], "expected 96 bytes for an array of shape (20, 2, 2), got 91"),
-    "magic": (lambda b: b"PK" + b[2:], "not an IDX file: it begins with 50 4b 08 03"),
-    "empty": (lambda b: b"", "not an IDX file: it begins with"),
+    "empty": (lambda b: b"", "which begins with 00 00, got nothing"),
     "header": (lambda b: b[:7], "the file is damaged"),
 }
 
