@@ -79,7 +79,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"gradkit {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_training(commands)
+    spectrum_options.add(commands, _spectrum)
+    _add_reading(commands)
+    return parser
 
+
+def _add_training(commands: Any) -> None:
     run = commands.add_parser(
         "run",
         help="train a model from a config file",
@@ -115,13 +121,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     sweep.set_defaults(action=_sweep, parser=sweep)
 
+
+def _add_reading(commands: Any) -> None:
     compare = commands.add_parser("compare", help="a table of runs, means over their seeds")
     compare.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or folders of them")
     compare.add_argument("--target", metavar="NAME=VALUE", help="what it took to reach this")
     compare.add_argument("--json", action="store_true", help="for programs to read")
     compare.set_defaults(action=_compare, parser=compare)
-
-    spectrum_options.add(commands, _spectrum)
 
     report = commands.add_parser(
         "report", help="write a run's plots and report.html again, or one page of several runs"
@@ -145,13 +151,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     completion.add_argument("shell", choices=("bash", "zsh", "fish", "tcsh", "powershell"))
     completion.set_defaults(action=_completion, parser=completion)
-    return parser
 
 
 def _every_name(**_: Any) -> list[str]:
     from gradkit.runner.catalog import catalog
 
-    return list(catalog())
+    return ["experiments", *catalog()]
 
 
 def _run(parsed: argparse.Namespace, arguments: Sequence[str]) -> int:
