@@ -5,11 +5,12 @@
     python benchmarks/training.py fashion    # 784-128-128-10 on Fashion-MNIST, batch 128
     python benchmarks/training.py waiting    # seconds until a first line, and of `gradkit check`
 
-`small` compares some thousand steps of the runner, its loop in Python and its metrics lines
-included, with one `lax.scan` over the runner's own step (what Python costs) and with one over a
-step of loss, gradient and optax's Adam alone (what else the step does: figures and the test that
-all is finite). `fashion` compares an epoch with a loop that a user would write: a jitted step of
-optax's Adam, called for each batch of a permutation, data on the device.
+`small` compares thousands of steps of the runner, its loop in Python and its metrics lines
+included, with its compiled steps on examples that were chosen before, with one `lax.scan` over the
+runner's own step, and with one over a step of loss, gradient and optax's Adam alone (what else the
+step does: figures, and the test that all is finite); the scans draw the orders of their epochs too.
+`fashion` compares an epoch with a loop that a user would write: a jitted step of optax's Adam,
+called for each batch of a permutation, data on the device.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ SMALL = {
     "optimizer": {"name": "adam", "learning_rate": 1e-3},
     "model": {"activation": "tanh"},
     "batch_size": 32,
-    "epochs": 100,
+    "epochs": 300,
     "evaluate_every": 10**9,
     "checkpoint_every": 10**9,
 }
@@ -76,7 +77,6 @@ def small():
     made = setting.prepare(Config.model_validate(SMALL))
     compiled = programs.compiled(made, made.initial())
     data = jax.device_put(made.task.data.train)
-    rows = jnp.asarray(made.batches.rows(0, made.steps), jnp.int32)
     update, tx, value = programs._update(made), optax.adam(1e-3), loss(made)
 
     def own(state, row):
@@ -95,15 +95,29 @@ def small():
     scan_own = jax.jit(lambda state, rows: jax.lax.scan(own, (jnp.int32(0), state), rows))
     scan_bare = jax.jit(lambda state, rows: jax.lax.scan(bare, state, rows))
 
+    def rows():
+        return jnp.asarray(made.batches.rows(0, made.steps), jnp.int32)
+
     def start():
         params = made.initial().params
         return params, tx.init(params)
 
+    most = compiled.feed.most
+    feeds = [(n, compiled.feed.ahead(n, most)) for n in range(0, made.steps, most)]
+
+    def alone():
+        state = made.initial()
+        for n, feed in feeds:
+            count = np.int32(min(most, made.steps - n))
+            state, *_ = compiled.advance(state, made.key, *feed, np.int32(n), count)
+        return state
+
     times = medians(
         {
             "the runner": runner(made, compiled),
-            "lax.scan over its step": lambda: scan_own(made.initial(), rows),
-            "lax.scan over loss and optax.adam": lambda: scan_bare(start(), rows),
+            "its compiled steps alone": alone,
+            "lax.scan over its step": lambda: scan_own(made.initial(), rows()),
+            "lax.scan over loss and optax.adam": lambda: scan_bare(start(), rows()),
         },
         rounds=ROUNDS,
         calls=1,

@@ -25,7 +25,7 @@ PyTree = Any
 RESIDENT = 2**31  # bytes of training data that are kept on the device
 STREAMED = 2**27  # bytes of them that are sent at a time, where they are more
 EVALUATED = 8192  # examples that are evaluated at once
-MOST_STEPS = 1024  # in one call of compiled code
+MOST_STEPS = 8192  # in one call of compiled code
 
 
 @dataclasses.dataclass(frozen=True)

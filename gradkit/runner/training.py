@@ -61,10 +61,9 @@ class Training:
         """How it stands: "finished" and "diverged" are the ends."""
         return "diverged" if self._diverged else "unfinished" if self.goes_on else "finished"
 
-    def due(self, every: int, step: int | None = None) -> bool:
+    def due(self, every: int) -> bool:
         """Whether what is done every so many steps, and at the end, is to be done now."""
-        step = self.step if step is None else step
-        return step % every == 0 or step == self.setting.steps
+        return self.step % every == 0 or self.step == self.setting.steps
 
     def advance(self) -> Iterator[tuple[dict[str, Any], bool]]:
         """Takes some steps; yields their metrics lines, each with whether it is the best so far."""
@@ -84,16 +83,14 @@ class Training:
         self.state, self.step, self._diverged = state, first + int(taken), not finite
         took, count = self.seconds - began, self.step - first
         self._pace = max(1, min(self.programs.feed.most, 8 * count, int(count * MOMENT / took)))
+        steps = np.arange(first + 1, self.step + 1)
         cadence = config.log_every, config.evaluate_every, config.checkpoint_every
-        told = [
-            step
-            for step in range(first + 1, self.step + 1)
-            if any(self.due(every, step) for every in cadence)
-            or (self._diverged and step == self.step)
-        ]
-        places = np.array(told, int) - first - 1
+        told = (steps == self.setting.steps) | (self._diverged & (steps == self.step))
+        for every in cadence:
+            told |= steps % every == 0
+        places = np.flatnonzero(told)
         columns = {name: shortest(np.asarray(values)[places]) for name, values in history.items()}
-        for step, *figures in zip(told, *columns.values(), strict=True):
+        for step, *figures in zip(steps[places].tolist(), *columns.values(), strict=True):
             seconds = began + took * (step - first) / count
             line = self._line(step, dict(zip(columns, figures, strict=True)), seconds)
             if step == self.step and self.due(config.evaluate_every) and not self._diverged:
