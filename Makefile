@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUN ?= runs/digits_adam-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: run test lint env newest benchmarks clean
+.PHONY: run test lint env newest experiments benchmarks clean
 
 run: env
 	$(BIN)/gradkit run configs/digits_adam.yaml --out $(RUN)
@@ -19,6 +19,9 @@ lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+experiments: env
+	$(BIN)/python experiments/run.py
 
 benchmarks: env
 	$(BIN)/python benchmarks/step_and_hvp.py

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import textwrap
+from pathlib import Path
 from typing import Any
 
 from gradkit.runner.catalog import Entry, Parameter, catalog, find
 from gradkit.runner.data import installed
+from gradkit.runner.errors import UserError
 
 
 def overview() -> str:
@@ -26,12 +29,34 @@ def overview() -> str:
     return "\n\n".join(blocks) + "\n\n`gradkit list NAME` shows a name's arguments."
 
 
+def experiments(folder: Path = Path("experiments")) -> str:
+    """Returns the experiments in a folder: each with what it claims.
+
+    Raises:
+        UserError: there are none.
+    """
+    found = sorted(folder.glob("*/experiment.py"))
+    if not found:
+        raise UserError(
+            f"list experiments: expected folders with an experiment.py in {folder.resolve()}, got "
+            "none; call it in gradkit's own folder, as after git clone"
+        )
+    lines = ["experiments"]
+    for file in found:
+        doc = ast.get_docstring(ast.parse(file.read_text("utf-8"))) or ""
+        lines.append(f"  {file.parent.name:24}{doc.splitlines()[0]}")
+    words = "`python experiments/run.py NAME` runs one, `make experiments` all of them"
+    return "\n".join([*lines, "", f"{words}; {folder}/RESULTS.md has what they found."])
+
+
 def entry(name: str) -> str:
     """Returns one factory's summary, source and arguments with their defaults.
 
     Raises:
         UserError: there is no such name; the message has the nearest.
     """
+    if name == "experiments":
+        return experiments()
     found = find(name)
     lines = [f"{found.name} ({found.kind}, {found.library})", f"  {found.summary}"]
     lines += _wrapped(f"Source: {found.source}") if found.source else []

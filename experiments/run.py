@@ -1,0 +1,147 @@
+"""Runs the experiments through the command line and writes what each found beside its claim.
+
+    python experiments/run.py               # all of them, as `make experiments`
+    python experiments/run.py xor saddle
+
+Each folder here is an experiment: `experiment.py` has the claim as its docstring's first line, the
+reference, the commands, and two functions of the folder that the commands filled: `judge`, what
+was found, and `draw`, its plot. Beside it are written `README.md`, `plot.svg` and `result.json`,
+and of all results `RESULTS.md`. Runs are kept below `runs/experiments`: started again, what has
+ended is not run again.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from gradkit.report.svg import drawing
+
+HERE = Path(__file__).parent
+RUNS = Path("runs/experiments")
+
+
+class Finding(NamedTuple):
+    """What an experiment found.
+
+    Attributes:
+        measured: the figures, with their spread over seeds.
+        agrees: whether they agree with the reference.
+        words: what there is to say of it; where they disagree, why.
+    """
+
+    measured: str
+    agrees: bool
+    words: str
+
+
+def main(names: list[str]) -> int:
+    """Runs experiments by name, or all, and returns the exit status."""
+    known = sorted(path.parent.name for path in HERE.glob("*/experiment.py"))
+    if unknown := [name for name in names if name not in known]:
+        print(f"no experiment {unknown[0]!r}; there are {', '.join(known)}", file=sys.stderr)
+        return 2
+    chosen = names or known
+    modules = {name: loaded(name) for name in chosen}
+    left = sum(module.MINUTES for module in modules.values())
+    for number, (name, module) in enumerate(modules.items(), start=1):
+        print(f"{number} of {len(chosen)}: {name}, some {module.MINUTES:g} min; {left:g} in all")
+        if status := performed(name, module):
+            return status
+        left -= module.MINUTES
+    write_results()
+    return 0
+
+
+def loaded(name: str) -> ModuleType:
+    """The module of an experiment."""
+    spec = importlib.util.spec_from_file_location(name, HERE / name / "experiment.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def performed(name: str, module: ModuleType) -> int:
+    """Runs an experiment's commands, then judges and draws what they left."""
+    out, start = RUNS / name, time.perf_counter()
+    for command in module.COMMANDS:
+        words = [word.replace("{out}", str(out)) for word in shlex.split(command)]
+        status = subprocess.run([sys.executable, "-m", "gradkit.runner.cli", *words[1:]]).returncode
+        if status not in (0, 1):  # 1: a run diverged, which may be what is shown
+            return status
+    seconds = time.perf_counter() - start
+    finding = Finding(*module.judge(out))
+    with drawing(name, math=True):
+        figure = module.draw(out)
+        figure.savefig(HERE / name / "plot.svg", facecolor="white", metadata={"Date": None})
+    before = HERE / name / "result.json"
+    if seconds < 6 and before.is_file():  # all had ended before
+        seconds = json.loads(before.read_text())["seconds"]
+    result = finding._asdict() | {"agrees": bool(finding.agrees), "seconds": round(seconds, 1)}
+    before.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    (HERE / name / "README.md").write_text(page(name, module, result))
+    print(f"  {finding.measured}: {agreement(result)}")
+    return 0
+
+
+def page(name: str, module: ModuleType, result: dict[str, Any]) -> str:
+    """The page of an experiment."""
+    claim, more = claim_of(module), (module.__doc__ or "").strip().partition("\n")[2]
+    commands = "\n".join(command.replace("{out}", str(RUNS / name)) for command in module.COMMANDS)
+    return (
+        f"# {claim}\n\n{more.strip()}\n\n"
+        f"```bash\n{commands}\n```\n\n"
+        f"| reference | measured | agreement |\n|---|---|---|\n"
+        f"| {module.REFERENCE} | {result['measured']} | {agreement(result)} |\n\n"
+        f"{result['words']}\n\n![{claim}](plot.svg)\n"
+    )
+
+
+def claim_of(module: ModuleType) -> str:
+    """What an experiment claims, as a title."""
+    return (module.__doc__ or "").strip().partition("\n")[0].removesuffix(".")
+
+
+def agreement(result: dict[str, Any]) -> str:
+    """Agreement as a word."""
+    return "yes" if result["agrees"] else "no"
+
+
+def write_results() -> None:
+    """Writes the table of all results there are."""
+    (HERE / "RESULTS.md").write_text(results())
+
+
+def results() -> str:
+    """The table of all results there are, as text."""
+    rows = []
+    for file in sorted(HERE.glob("*/result.json")):
+        result, module = json.loads(file.read_text()), loaded(file.parent.name)
+        cells = [
+            f"[{claim_of(module)}]({file.parent.name}/README.md)",
+            module.REFERENCE,
+            result["measured"],
+            agreement(result),
+            f"{result['seconds'] / 60:.1f}",
+        ]
+        rows.append("| " + " | ".join(cells) + " |")
+    return (
+        "# What the experiments found\n\n`make experiments` runs them all. Where a figure disagrees"
+        " with its reference, the experiment's page says why.\n\n"
+        "| claim | reference | measured | agreement | minutes |\n|---|---|---|---|---|\n"
+        + "\n".join(rows)
+        + "\n"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
