@@ -43,13 +43,13 @@ PATIENCE = 60  # seconds that a process may take to leave after it was asked to
 CONFIGS = {
     "network": """\
 data: {source: digits, validation_fraction: 0.1}
-model: {hidden: [8], activation: tanh, batch_norm: true, dropout: 0.1}
+model: {hidden: [512, 256], activation: tanh, batch_norm: true, dropout: 0.1}
 optimizer: {name: adam, learning_rate: 0.03}
-epochs: 20
+epochs: 40
 log_every: 1
-evaluate_every: 5
-checkpoint_every: 25
-best: {metric: validation_loss, patience: 25}
+evaluate_every: 20
+checkpoint_every: 40
+best: {metric: validation_loss, patience: 15}
 """,
     "search": """\
 data: {source: digits, examples: 400, test_fraction: 0.5}

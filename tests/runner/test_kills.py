@@ -32,7 +32,7 @@ def default_interrupts():
 def test_a_run_killed_again_and_again_ends_with_the_same_bits(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = Path("network.yaml")
-    config.write_text(kills.CONFIGS["network"].replace("epochs: 20", "epochs: 8"))
+    config.write_text(kills.CONFIGS["network"].replace("epochs: 40", "epochs: 12"))
     whole, length = kills.whole_run(config, tmp_path, runs=1)
     run = tmp_path / "run"
     for number, share in KILLED:
