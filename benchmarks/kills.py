@@ -1,6 +1,6 @@
 """Kills runs at random moments, resumes them, and compares their ends with undisturbed ones.
 
-`python benchmarks/kills.py` trains each of two small configs once without disturbance. Then it
+`python benchmarks/kills.py` trains each of three small configs once without disturbance. Then it
 starts the same `gradkit run` again and again, kills it at a moment drawn from its whole life, from
 the imports to the report, by SIGKILL mostly, else by SIGTERM or SIGINT; and resumes it, which may
 be killed too, until the run has ended. A run that was killed before it had a config is begun anew
@@ -11,7 +11,8 @@ checkpoints, also the best; metrics but for their times; the summary but for sec
 none less. After a signal that asks, the process must leave with its status and one message. The
 exit status is 1 where anything differs.
 
-`--kills 60` kills in all; `--seed 0` draws the moments; `--config network` takes one of the two.
+`--kills 60` kills in all; `--seed 0` draws the moments; `--config network` takes one of the three;
+`long` spends most of its life in training.
 """
 
 from __future__ import annotations
@@ -63,6 +64,16 @@ checkpoint_every: 2
 best: {metric: test_loss}
 """,
 }
+CONFIGS["long"] = (
+    CONFIGS["network"].partition("epochs")[0]
+    + """\
+epochs: 300
+log_every: 10
+evaluate_every: 200
+checkpoint_every: 600
+best: {metric: validation_loss, patience: 30}
+"""
+)
 
 
 class Kill(NamedTuple):
@@ -258,7 +269,7 @@ def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Kills runs, resumes them, compares.")
     parser.add_argument("--kills", type=int, default=60, help="in all, at least")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--config", choices=CONFIGS, action="append", help="both by default")
+    parser.add_argument("--config", choices=CONFIGS, action="append", help="all by default")
     parsed = parser.parse_args(words)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # also where started in background
     names = parsed.config or list(CONFIGS)
