@@ -12,11 +12,10 @@ import optax
 from matplotlib.figure import Figure
 
 import gradkit as gk
+from gradkit.report.palette import AMBER, BLUE, GRAY, GREEN, PINK, RED, SKY
 from gradkit.report.svg import INK, drawing, to_svg
 
 FOLDER = Path(__file__).parent / "methods"
-BLUE, RED, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-AMBER, SKY, GRAY = "#E69F00", "#56B4E9", "#999999"
 PAPER, TEXT = "#ffffff", "#1b1f24"
 BOX = {"frameon": True, "facecolor": PAPER, "edgecolor": "none", "framealpha": 1}
 DASHED, DOTTED = (0, (4, 3)), (0, (2, 3))

@@ -273,7 +273,7 @@ def _split(batch: PyTree, parts: int) -> PyTree:
 
 def _is_key(leaf: Any) -> bool:
     """Whether this is a single random key, as a batch has for dropout."""
-    return jnp.shape(leaf) == () and jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
+    return jnp.shape(leaf) == () and tree.is_key(leaf)
 
 
 def _mean(function: Callable, batches: PyTree) -> tuple[PyTree, PyTree]:

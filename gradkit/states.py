@@ -334,17 +334,13 @@ def _driven(node: Any) -> bool:
     return isinstance(node, Driven)
 
 
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
-
-
 def _as_numpy(leaf: Any) -> np.ndarray:
-    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+    return np.asarray(jax.random.key_data(leaf) if tree.is_key(leaf) else leaf)
 
 
 def _as_leaf(saved: Any, like: Any) -> jax.Array:
     saved = np.asarray(saved)
-    if _is_key(like):
+    if tree.is_key(like):
         return jax.random.wrap_key_data(jnp.array(saved), impl=jax.random.key_impl(like))
     dtype = jnp.result_type(like)
     return jnp.array(saved.view(dtype) if saved.dtype.kind == "V" else saved, dtype)  # bfloat16

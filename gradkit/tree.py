@@ -205,9 +205,14 @@ def mark(a: PyTree) -> jax.Array:
     return total
 
 
+def is_key(leaf: Any) -> bool:
+    """Whether a leaf holds random keys, which are no numbers."""
+    return jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
+
+
 def _bits(x: jax.Array) -> jax.Array:
     """The array as unsigned 32-bit numbers."""
-    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+    if is_key(x):
         x = jax.random.key_data(x)
     if jnp.iscomplexobj(x):
         x = jnp.stack([jnp.real(x), jnp.imag(x)])

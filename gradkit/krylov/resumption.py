@@ -117,8 +117,7 @@ def _arrays(state: PyTree) -> dict[str, np.ndarray]:
     """The leaves by number, as NumPy keeps them: random keys as their data."""
 
     def plain(x):
-        is_key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-        return np.asarray(jax.random.key_data(x) if is_key else x)
+        return np.asarray(jax.random.key_data(x) if tree.is_key(x) else x)
 
     return {f"leaf-{i:03d}": plain(x) for i, x in enumerate(jax.tree.leaves(state))}
 
@@ -153,6 +152,6 @@ def _restored(file: Path, state: PyTree, origin: dict[str, np.ndarray]) -> PyTre
 
 
 def _like(array: np.ndarray, x: jax.Array) -> jax.Array:
-    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+    if tree.is_key(x):
         return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(x))
     return jax.device_put(array.view(x.dtype), x.sharding)

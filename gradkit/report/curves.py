@@ -11,13 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gradkit.report.findings import first_not_finite
+from gradkit.report.palette import AMBER, BLUE, GRAY, GREEN, PINK, RED
 from gradkit.report.quantities import finite
 from gradkit.report.scales import log_scale, plain_scale
 from gradkit.report.svg import INK, drawing, envelope, to_svg
 from gradkit.runner.record import Record, gradient_equivalents
 
-# Okabe and Ito's palette: told apart with every common color vision.
-_COLORS = {"batch": "#999999", "train": "#0072B2", "validation": "#E69F00", "test": "#D55E00"}
+_COLORS = {"batch": GRAY, "train": BLUE, "validation": AMBER, "test": RED}
 _LABELS = {
     "batch": "training batch",
     "train": "full training set",
@@ -99,8 +99,8 @@ def dynamics_figure(record: Record) -> str | None:
     rows = [
         (key, label, color)
         for key, label, color in (
-            ("gradient_norm", "gradient norm [loss/param]", "#009E73"),
-            ("learning_rate", "learning rate", "#CC79A7"),
+            ("gradient_norm", "gradient norm [loss/param]", GREEN),
+            ("learning_rate", "learning rate", PINK),
         )
         if _known(record, [key]).size
     ]

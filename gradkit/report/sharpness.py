@@ -9,14 +9,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gradkit.report.markup import figure
+from gradkit.report.palette import BLUE, GREEN
 from gradkit.report.quantities import finite, number
 from gradkit.report.scales import log_scale, plain_scale
 from gradkit.report.svg import INK, drawing, envelope, to_svg
 from gradkit.runner.record import Record
 
 _KINDS = {
-    "preconditioned_sharpness": ("preconditioned sharpness", "#009E73"),
-    "sharpness": ("sharpness [loss/param²]", "#0072B2"),
+    "preconditioned_sharpness": ("preconditioned sharpness", GREEN),
+    "sharpness": ("sharpness [loss/param²]", BLUE),
 }
 
 _CAPTION = (

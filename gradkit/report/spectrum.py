@@ -11,13 +11,14 @@ from matplotlib.gridspec import SubplotSpec
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from gradkit.report.findings import SpectrumReading, extremes, read_spectrum, spectrum_sentence
+from gradkit.report.palette import BLUE, GREEN, RED
 from gradkit.report.quantities import tick
 from gradkit.report.series import inverse_unit, unit
 from gradkit.report.svg import INK, drawing, envelope, to_svg
 from gradkit.runner.record import Spectrum
 
-ENDS = {"largest": "#D55E00", "smallest": "#009E73"}
-DENSITY = "#0072B2"
+ENDS = {"largest": RED, "smallest": GREEN}
+DENSITY = BLUE
 
 
 def spectrum_figure(spectrum: Spectrum, name: str = "spectrum") -> str | None:

@@ -29,7 +29,7 @@ import numpy as np
 from gradkit.runner import record
 from gradkit.runner.errors import UserError
 from gradkit.runner.guard import remove_whole
-from gradkit.tree import path_name
+from gradkit.tree import is_key, path_name
 
 PyTree = Any
 
@@ -181,11 +181,7 @@ def _number(i: int) -> str:
 
 
 def _data(leaf: Any) -> np.ndarray:
-    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
-
-
-def _is_key(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
 
 
 def _like(array: np.ndarray | None, leaf: Any) -> Any:
@@ -193,7 +189,7 @@ def _like(array: np.ndarray | None, leaf: Any) -> Any:
     if array is None:  # empty
         return leaf
     array = np.asarray(array)
-    if _is_key(leaf):
+    if is_key(leaf):
         return jax.random.wrap_key_data(jnp.array(array), impl=jax.random.key_impl(leaf))
     if isinstance(leaf, jax.Array):
         return jnp.array(array)

@@ -29,7 +29,6 @@ __all__ = [
     "Schedule",
     "Spectrum",
     "dump",
-    "expected",
     "explained",
     "load",
     "resolved",
@@ -187,7 +186,7 @@ def _in_plain_words(detail: ErrorDetails) -> str:
     keys = [*_section_fields(section), *([] if parents else ["extends"])]
     words = _WORDS.get(detail["type"], "{message}, got {got}").format(
         message=detail["msg"],
-        expected=expected(field) if field else "",
+        expected=_expected(field) if field else "",
         description=field.description if field else "",
         got=describe(detail["input"]),
         section=parents[-1] if parents else "a config",
@@ -223,7 +222,7 @@ def _choices(field: FieldInfo | None) -> tuple[str, ...]:
     return next((get_args(kind) for kind in kinds if get_origin(kind) is Literal), ())
 
 
-def expected(field: FieldInfo) -> str:
+def _expected(field: FieldInfo) -> str:
     """The values that a field takes: 'a whole number >= 1'."""
     if choices := _choices(field):
         null = ", or null" if type(None) in get_args(field.annotation) else ""
@@ -232,10 +231,10 @@ def expected(field: FieldInfo) -> str:
         return f"a mapping with {', '.join(keys)}"
     if get_origin(field.annotation) is tuple:
         item = FieldInfo.from_annotation(get_args(field.annotation)[0])
-        return f"a list, each item {expected(item)}"
+        return f"a list, each item {_expected(item)}"
     alternatives = get_args(field.annotation)
     if type(None) in alternatives:
-        return f"{expected(FieldInfo.from_annotation(alternatives[0]))}, or null"
+        return f"{_expected(FieldInfo.from_annotation(alternatives[0]))}, or null"
     bounds = [
         f"{sign} {getattr(bound, name)}"
         for bound in field.metadata

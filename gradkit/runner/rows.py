@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -193,21 +193,25 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
 
     So `optimizer.name` is `optimizer`.
     """
-    plain = {key: key.removesuffix(".name") for key in keys}
+    return shortest_ends({key: key.removesuffix(".name") for key in keys})
+
+
+def shortest_ends(names: Mapping[str, str]) -> dict[str, str]:
+    """For each key the shortest end of its dotted name that no other has; without one the key."""
 
     def end(key: str, parts: int) -> str:
-        return ".".join(plain[key].split(".")[-parts:])
+        return ".".join(names[key].split(".")[-parts:])
 
     return {
         key: next(
             (
                 end(key, parts)
-                for parts in range(1, len(plain[key].split(".")) + 1)
-                if [end(other, parts) for other in keys].count(end(key, parts)) == 1
+                for parts in range(1, len(name.split(".")) + 1)
+                if [end(other, parts) for other in names].count(end(key, parts)) == 1
             ),
             key,
         )
-        for key in keys
+        for key, name in names.items()
     }
 
 

@@ -23,6 +23,7 @@ from gradkit.runner.config import Config, dump, load, seedless
 from gradkit.runner.document import values_of
 from gradkit.runner.errors import UserError
 from gradkit.runner.guard import unbegun
+from gradkit.runner.rows import shortest_ends
 
 _RANGE = re.compile(r"\s*(\d+):(\d+)\s*")
 _LONGEST = 120  # characters of a folder's name
@@ -63,7 +64,7 @@ def plan(file: str, words: Sequence[str], folder: Path | None) -> list[Point]:
         )
     if "seed" in axes:
         axes["seed"] = axes.pop("seed")
-    names = _short_names([key for key, values in axes.items() if len(values) > 1])
+    names = shortest_ends({key: key for key, values in axes.items() if len(values) > 1})
     points: list[Point] = []
     for values in itertools.product(*axes.values()):
         chosen = dict(zip(axes, values, strict=True))
@@ -161,22 +162,6 @@ def _axis(word: str) -> tuple[str, list[Any]]:
             f"sweep: {word}: expected a value or more, got none; the end of a range is excluded"
         )
     return key, values
-
-
-def _short_names(keys: Sequence[str]) -> dict[str, str]:
-    """The shortest ends of dotted keys that tell them apart."""
-
-    def end(key, parts):
-        return ".".join(key.split(".")[-parts:])
-
-    return {
-        key: next(
-            end(key, parts)
-            for parts in range(1, len(key.split(".")) + 1)
-            if [end(other, parts) for other in keys].count(end(key, parts)) == 1
-        )
-        for key in keys
-    }
 
 
 def _plain(value: Any) -> str:

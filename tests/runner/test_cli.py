@@ -354,14 +354,6 @@ def test_a_diverging_run_ends_with_status_1_and_a_report(here, capsys):
 # Interruptions
 
 
-@pytest.fixture
-def default_interrupts():
-    """Ctrl-C as on a terminal, also where the tests run in the background."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("default_interrupts")
 def test_an_interrupted_run_prints_the_command_that_resumes_it(here, monkeypatch, capsys):
     append = record.append_metrics

@@ -20,14 +20,6 @@ KILLED = [  # by what, and when in the life of a process
 ]
 
 
-@pytest.fixture
-def default_interrupts():
-    """Ctrl-C as on a terminal, also where the tests run in the background."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("default_interrupts")
 def test_a_run_killed_again_and_again_ends_with_the_same_bits(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

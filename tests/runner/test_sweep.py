@@ -69,6 +69,13 @@ def test_folders_are_named_by_what_changes(words, names):
     assert folders(*words, out=Path("s")) == [f"s/{name}" for name in names]
 
 
+def test_a_key_that_another_ends_in_keeps_its_name():
+    assert folders("name=a,b", "optimizer.name=adam,sgd")[:2] == [
+        "sweeps/a/name=a,optimizer.name=adam",
+        "sweeps/a/name=a,optimizer.name=sgd",
+    ]
+
+
 def test_keys_of_one_end_are_told_apart():
     Path("tiny.yaml").write_text(
         CONFIG.replace(

@@ -127,8 +127,8 @@ def test_a_seed_out_of_patience_ends_by_itself(tmp_path):
         assert checkpoint.steps(place / "best") == [expected["best"]["step"]]
 
 
+@pytest.mark.usefixtures("default_interrupts")
 def test_interrupted_every_seed_is_saved_and_goes_on_by_itself(tmp_path, monkeypatch):
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     _, apart = alone(tmp_path)
     append = record.append_metrics
 
@@ -142,7 +142,6 @@ def test_interrupted_every_seed_is_saved_and_goes_on_by_itself(tmp_path, monkeyp
         patch.setattr(record, "append_metrics", append_and_interrupt)
         with pytest.raises(KeyboardInterrupt):
             at_once(tmp_path)
-    signal.signal(signal.SIGINT, before)
     for seed, other in zip(SEEDS, apart, strict=True):
         place = tmp_path / f"together{seed}"
         assert checkpoint.steps(place / "checkpoints") == [9]

@@ -409,14 +409,6 @@ def test_a_run_folder_is_never_overwritten(tmp_path, config):
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["mine.txt"]
 
 
-@pytest.fixture
-def default_interrupts():
-    """Ctrl-C as on a terminal, also where the tests run in the background."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 def interrupt_at(monkeypatch, step):
     append = record.append_metrics
 
