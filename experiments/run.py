@@ -4,20 +4,23 @@
     python experiments/run.py xor saddle
 
 Each folder here is an experiment: `experiment.py` has the claim as its docstring's first line, the
-reference, the commands, and two functions of the folder that the commands filled: `judge`, what
-was found, and `draw`, its plot. Beside it are written `README.md`, `plot.svg` and `result.json`,
-and of all results `RESULTS.md`. Runs are kept below `runs/experiments`: started again, what has
-ended is not run again.
+reference, and three functions of the folder that its runs are in: `commands`, which yields command
+lines of gradkit, each made when those before it have ended, so that a rate can be tuned first and
+used next; `judge`, what was found; and `draw`, its plot. Beside it are written `README.md`,
+`plot.svg` and `result.json`, and of all results `RESULTS.md`. Runs are kept below
+`runs/experiments`: a command that has ended is not run again, until its folder is deleted.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shlex
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -72,22 +75,36 @@ def loaded(name: str) -> ModuleType:
 
 def performed(name: str, module: ModuleType) -> int:
     """Runs an experiment's commands, then judges and draws what they left."""
-    out, start = RUNS / name, time.perf_counter()
-    for command in module.COMMANDS:
-        words = [word.replace("{out}", str(out)) for word in shlex.split(command)]
-        status = subprocess.run([sys.executable, "-m", "gradkit.runner.cli", *words[1:]]).returncode
+    out = RUNS / name
+    out.mkdir(parents=True, exist_ok=True)
+    ended = out / "ended.json"  # what each command took [s], those that have ended
+    taken: dict[str, float] = json.loads(ended.read_text()) if ended.is_file() else {}
+    commands = []
+    for command in module.commands(out):
+        commands.append(command)
+        if command in taken:
+            continue
+        print(f"  {command}")
+        start = time.perf_counter()
+        words = [sys.executable, "-m", "gradkit.runner.cli", *shlex.split(command)[1:]]
+        status = subprocess.run(words).returncode
         if status not in (0, 1):  # 1: a run diverged, which may be what is shown
+            print(f"  {name}: ended with status {status}; started again, it goes on from here")
             return status
-    seconds = time.perf_counter() - start
+        taken[command] = round(time.perf_counter() - start, 1)
+        ended.write_text(json.dumps(taken, indent=2, ensure_ascii=False))
     finding = Finding(*module.judge(out))
     with drawing(name, math=True):
         figure = module.draw(out)
         figure.savefig(HERE / name / "plot.svg", facecolor="white", metadata={"Date": None})
-    before = HERE / name / "result.json"
-    if seconds < 6 and before.is_file():  # all had ended before
-        seconds = json.loads(before.read_text())["seconds"]
-    result = finding._asdict() | {"agrees": bool(finding.agrees), "seconds": round(seconds, 1)}
-    before.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    result = finding._asdict() | {
+        "agrees": bool(finding.agrees),
+        "seconds": round(sum(taken[command] for command in commands), 1),
+        "commands": commands,
+        "machine": f"{os.cpu_count()} cores, jax {version('jax')}",
+    }
+    text = json.dumps(result, indent=2, ensure_ascii=False)
+    (HERE / name / "result.json").write_text(text + "\n")
     (HERE / name / "README.md").write_text(page(name, module, result))
     print(f"  {finding.measured}: {agreement(result)}")
     return 0
@@ -96,7 +113,7 @@ def performed(name: str, module: ModuleType) -> int:
 def page(name: str, module: ModuleType, result: dict[str, Any]) -> str:
     """The page of an experiment."""
     claim, more = claim_of(module), (module.__doc__ or "").strip().partition("\n")[2]
-    commands = "\n".join(command.replace("{out}", str(RUNS / name)) for command in module.COMMANDS)
+    commands = "\n".join(result["commands"])
     return (
         f"# {claim}\n\n{more.strip()}\n\n"
         f"```bash\n{commands}\n```\n\n"
@@ -123,7 +140,7 @@ def write_results() -> None:
 
 def results() -> str:
     """The table of all results there are, as text."""
-    rows = []
+    rows, machines, minutes = [], set(), 0.0
     for file in sorted(HERE.glob("*/result.json")):
         result, module = json.loads(file.read_text()), loaded(file.parent.name)
         cells = [
@@ -133,10 +150,14 @@ def results() -> str:
             agreement(result),
             f"{result['seconds'] / 60:.1f}",
         ]
+        machines.add(result["machine"])
+        minutes += result["seconds"] / 60
         rows.append("| " + " | ".join(cells) + " |")
     return (
         "# What the experiments found\n\n`make experiments` runs them all. Where a figure disagrees"
-        " with its reference, the experiment's page says why.\n\n"
+        " with its reference, the experiment's page says why. Seeds are named with ± one standard"
+        f" error of their mean. Run on {'; '.join(sorted(machines))}; {minutes:.0f} minutes in all."
+        "\n\n"
         "| claim | reference | measured | agreement | minutes |\n|---|---|---|---|---|\n"
         + "\n".join(rows)
         + "\n"

@@ -12,14 +12,19 @@ from gradkit.report.palette import optimizer_looks
 from gradkit.runner.compare import open_all
 from gradkit.runner.data import named
 
-COMMANDS = [
-    'gradkit sweep configs/line_fit.yaml "optimizer={name: sgd, learning_rate: 0.3},'
-    "{name: sgd, learning_rate: 0.3, momentum: 0.6},"
-    '{name: sgd, learning_rate: 0.3, momentum: 0.8, nesterov: true}" --out {out}',
-]
 REFERENCE = "SGD (1.988, 2.998), momentum 0.6 (1.984, 2.993), Nesterov 0.8 (1.974, 2.991)"
 MINUTES = 0.1
 TRUE = {"intercept": 2.0, "slope": 3.0}
+
+
+def commands(out):
+    """The command lines, one after the other."""
+    yield (
+        'gradkit sweep configs/line_fit.yaml "optimizer={name: sgd, learning_rate: 0.3},'
+        "{name: sgd, learning_rate: 0.3, momentum: 0.6},"
+        '{name: sgd, learning_rate: 0.3, momentum: 0.8, nesterov: true}" '
+        f"--out {out}"
+    )
 
 
 def kinds(out):

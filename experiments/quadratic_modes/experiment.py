@@ -10,14 +10,19 @@ from matplotlib.figure import Figure
 from gradkit.report.palette import BLUE, GREEN, RED
 from gradkit.runner.compare import open_all
 
-COMMANDS = [
-    'gradkit sweep configs/quadratic_modes.yaml "task={name: quadratic, eigenvalues: [0.5]},'
-    '{name: quadratic, eigenvalues: [1.5]},{name: quadratic, eigenvalues: [2.1]}" --out {out}',
-]
 REFERENCE = "amplitudes equal (1 − αλ)ᵗ"
 MINUTES = 0.1
 MODES = (0.5, 1.5, 2.1)
 LOOKS = {0.5: (BLUE, "o", "decay"), 1.5: (GREEN, "s", "oscillation"), 2.1: (RED, "^", "divergence")}
+
+
+def commands(out):
+    """The command lines, one after the other."""
+    yield (
+        'gradkit sweep configs/quadratic_modes.yaml "task={name: quadratic, eigenvalues: [0.5]},'
+        '{name: quadratic, eigenvalues: [1.5]},{name: quadratic, eigenvalues: [2.1]}" '
+        f"--out {out}"
+    )
 
 
 def amplitudes(out):

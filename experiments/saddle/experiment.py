@@ -10,12 +10,17 @@ from matplotlib.figure import Figure
 from gradkit.report.palette import optimizer_looks
 from gradkit.runner.compare import open_all
 
-COMMANDS = [
-    'gradkit sweep configs/saddle.yaml "optimizer={name: sgd, learning_rate: 0.1},newton,'
-    'saddle_free" --out {out}',
-]
 REFERENCE = "Newton is attracted, saddle-free Newton and SGD escape (Dauphin et al. 2014)"
 MINUTES = 0.1
+
+
+def commands(out):
+    """The command lines, one after the other."""
+    yield (
+        'gradkit sweep configs/saddle.yaml "optimizer={name: sgd, learning_rate: 0.1},newton,'
+        'saddle_free" '
+        f"--out {out}"
+    )
 
 
 def runs(out):
