@@ -11,6 +11,7 @@ from gradkit.curvature.batches import streamed as streamed
 from gradkit.curvature.blocks import block_diagonal as block_diagonal
 from gradkit.curvature.blocks import blocks as blocks
 from gradkit.curvature.fisher import empirical_fisher as empirical_fisher
+from gradkit.curvature.fisher import empirical_fisher_diagonal as empirical_fisher_diagonal
 from gradkit.curvature.fisher import fisher as fisher
 from gradkit.curvature.gauss_newton import gauss_newton as gauss_newton
 from gradkit.curvature.hessian import hessian as hessian
@@ -32,6 +33,7 @@ from gradkit.optimizers.adamw import adamw as adamw
 from gradkit.optimizers.bfgs import bfgs as bfgs
 from gradkit.optimizers.bfgs import scale_by_bfgs as scale_by_bfgs
 from gradkit.optimizers.cubic import cubic as cubic
+from gradkit.optimizers.hessian_free import hessian_free as hessian_free
 from gradkit.optimizers.lbfgs import lbfgs as lbfgs
 from gradkit.optimizers.lbfgs import scale_by_lbfgs as scale_by_lbfgs
 from gradkit.optimizers.levenberg_marquardt import levenberg_marquardt as levenberg_marquardt

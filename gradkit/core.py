@@ -91,7 +91,7 @@ class Point(NamedTuple):
         grad: its gradient, a tree like the parameters [loss/param].
         aux: the loss's auxiliary value; the model's outputs for a `predict` problem.
         extras: the keyword arguments of `update`: `value`, `grad`, `value_fn(params) -> scalar`,
-            and, where asked for, `curvature() -> Operator` and `key`.
+            and, where asked for, `curvature() -> Operator`, `diagonal() -> tree` and `key`.
     """
 
     value: jax.Array
@@ -136,6 +136,7 @@ def observe(
     batch: PyTree,
     curvature: Callable[..., Operator] | None = None,
     *,
+    diagonal: Callable[..., PyTree] | None = None,
     key: jax.Array | None = None,
     micro_batches: int | None = None,
     state: PyTree = None,
@@ -153,6 +154,8 @@ def observe(
         params: tree of parameters.
         batch: whatever the problem takes.
         curvature: `gk.hessian` or another function (problem, params, batch) -> Operator.
+        diagonal: a function (problem, params, batch) -> tree like the parameters, an estimate of a
+            curvature's diagonal, for members that precondition by it.
         key: random key for members that draw random numbers.
         micro_batches: split every array of the batch into so many equal parts along its first axis,
             and take the mean of loss, gradient and curvature over the parts, one after the other.
@@ -176,9 +179,11 @@ def observe(
     problem = as_problem(problem)
     if micro_batches is None:
         value_fn, curvature_at, evaluate, parts = _value_at, curvature, _evaluated, _value_and_aux
+        diagonal_at = diagonal
     else:
         batch = _split(batch, micro_batches)
         value_fn, curvature_at = _mean_value_at, Partial(_mean_curvature, curvature)
+        diagonal_at = Partial(_mean_diagonal, diagonal)
         evaluate, parts = _mean_evaluated, _mean_value_and_aux
     value_fn = Partial(value_fn, problem, batch)
     before = known(state)
@@ -189,6 +194,8 @@ def observe(
     extras = {"value": value, "grad": grad, "value_fn": value_fn}
     if curvature is not None:
         extras["curvature"] = Partial(curvature_at, problem, params, batch)
+    if diagonal is not None:
+        extras["diagonal"] = Partial(diagonal_at, problem, params, batch)
     if key is not None:
         extras["key"] = key
     return Point(value, grad, aux, extras)
@@ -230,9 +237,10 @@ def _value_at(
     params: PyTree,
     *,
     curvature: Any = None,  # optax's line searches hand every extra they do not know on to value_fn
+    diagonal: Any = None,
     key: Any = None,
 ) -> jax.Array:
-    del curvature, key
+    del curvature, diagonal, key
     return problem.value(params, batch)
 
 
@@ -305,9 +313,15 @@ def _mean_value_and_aux(problem: Problem, params: PyTree, batches: PyTree) -> tu
 
 
 def _mean_value_at(
-    problem: Problem, batches: PyTree, params: PyTree, *, curvature: Any = None, key: Any = None
+    problem: Problem,
+    batches: PyTree,
+    params: PyTree,
+    *,
+    curvature: Any = None,
+    diagonal: Any = None,
+    key: Any = None,
 ) -> jax.Array:
-    del curvature, key
+    del curvature, diagonal, key
     return _mean(lambda part: (problem.value(params, part), None), batches)[0]
 
 
@@ -315,6 +329,12 @@ def _mean_curvature(
     curvature: Callable[..., Operator], problem: Problem, params: PyTree, batches: PyTree
 ) -> Operator:
     return Operator(Partial(_mean_product, Partial(curvature, problem), params, batches), params)
+
+
+def _mean_diagonal(
+    diagonal: Callable[..., PyTree], problem: Problem, params: PyTree, batches: PyTree
+) -> PyTree:
+    return _mean(lambda part: (diagonal(problem, params, part), None), batches)[0]
 
 
 def _mean_product(curvature: Callable, params: PyTree, batches: PyTree, v: PyTree) -> PyTree:

@@ -7,6 +7,7 @@ from typing import Any
 
 import optax
 
+from gradkit.runner.config import Config
 from gradkit.runner.making import as_user_error, chained, made
 from gradkit.runner.members import Member, Schedule
 from gradkit.runner.stability import stability
@@ -31,6 +32,18 @@ def build(members: tuple[Member, ...]) -> optax.GradientTransformationExtraArgs:
             return tx.update(updates, state, params, **extra)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def curvature_operator(config: Config) -> str:
+    """Returns the name of the curvature that the optimizer of a config is given."""
+
+    def holds(value: Any) -> bool:
+        if isinstance(value, Member):
+            return value.name == "hessian_free" or holds(tuple(value.arguments.values()))
+        return isinstance(value, tuple) and any(map(holds, value))
+
+    suited = "gauss_newton" if holds(config.optimizer) else "hessian"
+    return config.curvature.operator or suited
 
 
 def configured_rate(members: tuple[Member, ...]) -> Callable[[int], Any]:

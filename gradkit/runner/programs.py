@@ -17,6 +17,7 @@ import gradkit as gk
 from gradkit import states, tree
 from gradkit.curvature.hessian import hessian
 from gradkit.operators import holds_convolution
+from gradkit.runner import optimizers
 from gradkit.runner.data.batches import Batches
 from gradkit.runner.setting import Setting, State
 
@@ -173,7 +174,9 @@ def _update(setting: Setting) -> Callable[..., tuple[State, dict[str, jax.Array]
     """One step: (state, key of the run, batch, number of the step) -> (state, figures)."""
     task, tx, config = setting.task, setting.tx, setting.config
     parts = config.micro_batches if config.micro_batches > 1 else None
-    drawing = _draws(setting)
+    drawing, (curvature, diagonal) = _draws(setting), _curvature(setting)
+    share = (config.curvature.examples or setting.batches.size) * (parts or 1)
+    share = share / setting.batches.size if config.curvature.examples else 1
 
     def update(state, key, batch, step):
         params, optimizer, model = state
@@ -183,7 +186,13 @@ def _update(setting: Setting) -> Callable[..., tuple[State, dict[str, jax.Array]
         if drawing:
             batch = batch | {"key": jax.random.fold_in(drawn, 1)}
         point = gk.observe(
-            task.training, params, batch, curvature=hessian, key=drawn, micro_batches=parts
+            task.training,
+            params,
+            batch,
+            curvature=curvature,
+            diagonal=diagonal,
+            key=drawn,
+            micro_batches=parts,
         )
         outputs, following = point.aux
         if parts is not None:
@@ -202,7 +211,7 @@ def _update(setting: Setting) -> Callable[..., tuple[State, dict[str, jax.Array]
             "gradient_norm": tree.norm(point.grad),
             **{k: v for k, v in gk.hyperparams(optimizer).items() if k == "learning_rate"},
             **gk.metrics(optimizer),
-            **_beyond_one_gradient(optimizer),
+            **_beyond_one_gradient(optimizer, share),
         }
         return State(params, optimizer, following), jax.tree.map(jnp.asarray, figures)
 
@@ -224,11 +233,40 @@ def _draws(setting: Setting) -> bool:
     return any(traced.invars[-1] is v for equation in traced.eqns for v in equation.invars)
 
 
-def _beyond_one_gradient(optimizer: PyTree) -> dict[str, jax.Array]:
-    """What the updates so far have asked for besides a gradient each: losses are by themselves."""
+def _curvature(setting: Setting) -> tuple[Callable, Callable]:
+    """The operator that the optimizer is given, and the diagonal: of some of a batch's examples."""
+    task, examples = setting.task, setting.config.curvature.examples
+    columns = task.data.train.keys()
+    gauss_newton = optimizers.curvature_operator(setting.config) == "gauss_newton"
+
+    def curvature(problem, params, batch):
+        part = {k: x[:examples] if k in columns else x for k, x in batch.items()}
+        if gauss_newton:
+            return gk.gauss_newton(task.problem, params, part)
+        return hessian(problem, params, part)
+
+    def diagonal(problem, params, batch):
+        del problem
+        part = {k: batch[k][:examples] for k in columns}
+        rest = {k: x for k, x in batch.items() if k not in columns}
+        return gk.empirical_fisher_diagonal(
+            lambda params, part: task.problem.value(params, part | rest), params, part
+        )
+
+    return curvature, diagonal
+
+
+def _beyond_one_gradient(optimizer: PyTree, share: float) -> dict[str, jax.Array]:
+    """What the updates so far have asked for besides a gradient each: losses are by themselves.
+
+    Args:
+        optimizer: its state.
+        share: of a batch's examples that a product is of; products are counted in whole ones.
+    """
     work = states.work(optimizer)
-    alone = work.evaluations - work.gradients
-    return {"gradients": work.gradients, "evaluations": alone, "products": work.products}
+    alone, products = work.evaluations - work.gradients, work.products
+    products = products if share == 1 else share * products
+    return {"gradients": work.gradients, "evaluations": alone, "products": products}
 
 
 def _evaluator(setting: Setting, state: State, feed: Feed) -> Callable[[State], dict[str, float]]:

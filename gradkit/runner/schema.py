@@ -163,6 +163,20 @@ class Best(_Section):
         return self
 
 
+class Curvature(_Section):
+    """The curvature that second-order optimizers are given."""
+
+    operator: Literal["hessian", "gauss_newton"] | None = Field(
+        default=None,
+        description="the matrix; null: gauss_newton for hessian_free, hessian for all others",
+    )
+    examples: _Whole | None = Field(
+        default=None,
+        description="of how many examples of a step's batch, or micro-batch, it is, the first; "
+        "null for all",
+    )
+
+
 class Spectrum(_Section):
     """How the Hessian of the trained model is looked at."""
 
@@ -201,6 +215,9 @@ class Config(_Section):
     )
     optimizer: Annotated[tuple[Member, ...], PlainValidator(_members)] = Field(
         description="one optimizer, or the members of a chain in order"
+    )
+    curvature: Curvature = Field(
+        default=Curvature(), description="what second-order optimizers see"
     )
     batch_size: _Whole = Field(default=64, description="batch of one step [examples]")
     sampling: Literal["shuffled", "replacement", "cyclic", "balanced"] = Field(

@@ -113,6 +113,18 @@ def _fits_together(setting: Setting) -> None:
             "micro_batches: a model with a state, such as batch norm, sees the whole batch at "
             "once; set micro_batches: 1"
         )
+    if (config.curvature.examples or 0) > batches.size // config.micro_batches:
+        raise UserError(
+            f"curvature.examples: expected at most {batches.size // config.micro_batches}, the "
+            f"examples of a batch or micro-batch, got {config.curvature.examples}"
+        )
+    others = optimizers.curvature_operator(config) != "hessian" or config.curvature.examples
+    if config.sharpness_every is not None and others:
+        raise UserError(
+            "sharpness_every: measures the Hessian of a step's whole batch, and this optimizer is "
+            "given another curvature; leave it out, and look at the checkpoints by gradkit "
+            "spectrum --checkpoint all"
+        )
     known = [f"{part}_{name}" for part in task.data.parts for name in ("loss", *task.metrics)]
     if config.best.metric not in (None, *known):
         need = " Set data.validation_fraction." if "validation" in config.best.metric else ""
@@ -193,7 +205,7 @@ def origin(config: Config) -> dict[str, str]:
     fixed = config.model_dump(
         include={
             *("seed", "data", "model", "loss", "task", "batch_size", "sampling", "micro_batches"),
-            *("sharpness_every", "on_nan"),
+            *("curvature", "sharpness_every", "on_nan"),
         }
     )
     fixed["optimizer"] = [as_written(member) for member in config.optimizer]

@@ -231,6 +231,8 @@ def seen_from_inside(
             return Operator(lambda v: inward(A @ tangent(v)), domain)
 
         inner["curvature"] = seen
+    if (diagonal := extra.get("diagonal")) is not None:
+        inner["diagonal"] = lambda: inward(diagonal())
     return inner
 
 

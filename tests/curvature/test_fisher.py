@@ -176,3 +176,14 @@ def test_fisher_says_what_it_wants():
             key=jax.random.key(0),
             likelihood="normal",
         )
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 20, 1000])
+def test_the_diagonal_of_the_empirical_fisher_matrix(network, eps, monkeypatch, at_once):
+    """Of 20 examples: one by one, in parts with a rest, in one part, and with room for more."""
+    size = sum(x.size for x in jax.tree.leaves(network.params))
+    monkeypatch.setattr("gradkit.curvature.fisher._AT_ONCE", at_once * size)
+    given = network.loss, network.params, network.batch
+    found = ravel_pytree(gk.empirical_fisher_diagonal(*given))[0]
+    matrix = gk.empirical_fisher(*given).dense()
+    np.testing.assert_allclose(found, jnp.diag(matrix), rtol=500 * eps, atol=eps)
