@@ -19,6 +19,7 @@ DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (5, 1.5, 1, 1.5)), (0, (1.5, 1.
 # Methods of one kind, which are compared most, differ in color.
 _OPTIMIZERS = {
     "sgd": (GREEN, "s"),
+    "momentum": (PINK, "s"),
     "nesterov": (GRAY, "s"),
     "adagrad": (AMBER, "v"),
     "adadelta": (PINK, "^"),
@@ -31,6 +32,7 @@ _OPTIMIZERS = {
     "cubic": (SKY, "D"),
     "trust_region": (GRAY, "D"),
     "levenberg_marquardt": (AMBER, "X"),
+    "hessian_free": (RED, "X"),
     "bfgs": (GREEN, "P"),
     "lbfgs": (INK, "P"),
     "nonlinear_cg": (AMBER, "P"),

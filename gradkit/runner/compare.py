@@ -182,6 +182,20 @@ def _mean(mean: Mean | None) -> str:
     return f"{mean.value:.{digits}f} ± {mean.stderr:.{digits}f}"
 
 
+def best(folders: Sequence[str], figure: str) -> Record:
+    """Returns the run with the best figure at its end, such as `train_loss`, of those that ended.
+
+    Raises:
+        UserError: no run has ended with that figure.
+    """
+    ends = [(run.summary or {}, run) for run in open_all(folders)]
+    known = [(ended[figure], run) for ended, run in ends if is_number(ended.get(figure))]
+    if not known:
+        raise UserError(f"{', '.join(folders)}: no run has ended with a {figure}")
+    choose = max if more_is_better(figure) else min
+    return choose(known, key=lambda pair: pair[0])[1]
+
+
 def open_all(folders: Sequence[str]) -> list[Record]:
     """The records of run folders, and of all run folders in a folder of runs, each once.
 

@@ -15,9 +15,12 @@ import gradkit as gk
 from gradkit.runner import checkpoint, optimizers, record, tasks
 from gradkit.runner.catalog import nearest
 from gradkit.runner.config import Config, load
+from gradkit.runner.data import loading as data
 from gradkit.runner.data.batches import Batches
+from gradkit.runner.data.dataset import Dataset
 from gradkit.runner.errors import UserError
 from gradkit.runner.members import as_written
+from gradkit.runner.schema import Data
 from gradkit.transforms.sharpness import track_sharpness
 
 PyTree = Any
@@ -71,13 +74,17 @@ def _own(leaf: Any) -> jax.Array:
     return jnp.array(leaf, dtype=jnp.result_type(leaf), copy=True)
 
 
-def prepare(config: Config) -> Setting:
+def prepare(config: Config, read: Callable[[Data], Dataset] = data.load) -> Setting:
     """Returns everything that a config describes, built.
+
+    Args:
+        config: what to build.
+        read: what reads its data.
 
     Raises:
         UserError: the data or the optimizer's values are not usable.
     """
-    task = tasks.build(config)
+    task = tasks.build(config, read)
     examples = len(task.data.x_train)
     size = 1 if task.data.meta["source"] == "none" else config.batch_size
     labels = None if task.data.classes is None else task.data.y_train

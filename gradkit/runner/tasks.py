@@ -22,6 +22,7 @@ from gradkit.runner.errors import UserError
 from gradkit.runner.losses import LOSSES, Batch, absolute_error, accuracy
 from gradkit.runner.making import as_user_error, made
 from gradkit.runner.models import Sizes
+from gradkit.runner.schema import Data
 
 PyTree = Any
 
@@ -86,22 +87,26 @@ class Task:
         return {name: metric(outputs, batch) for name, metric in self.metrics.items()}
 
 
-def build(config: Config) -> Task:
+def build(config: Config, read: Callable[[Data], Dataset] = load) -> Task:
     """Returns the task of a config.
+
+    Args:
+        config: what to build.
+        read: what reads its data.
 
     Raises:
         UserError: the data cannot be read or learned from, or a user's task is none.
     """
     if config.task is None:
-        return _supervised(config)
+        return _supervised(config, read)
     if ":" in config.task.name:
-        return _users(config)
+        return _users(config, read)
     return made(config.task, kind="task")
 
 
-def _supervised(config: Config) -> Task:
+def _supervised(config: Config, read: Callable[[Data], Dataset]) -> Task:
     """The model of the config, to learn its data by its loss."""
-    data, given = load(config.data), config.model
+    data, given = read(config.data), config.model
     numbers = data.classes is None
     name = config.loss or ("squared_error" if numbers else "cross_entropy")
     _suits(name, given.name, data)
@@ -150,7 +155,7 @@ def _suits(loss: str, model: str, data: Dataset) -> None:
         )
 
 
-def _users(config: Config) -> Task:
+def _users(config: Config, read: Callable[[Data], Dataset]) -> Task:
     """A task of a user's: an object, or what a function of his returns."""
     assert config.task is not None
     spec, arguments = config.task.name, config.task.arguments
@@ -159,7 +164,7 @@ def _users(config: Config) -> Task:
         with imported.told(source, f"task {spec} fails"):
             names = inspect.signature(found).parameters
             _takes(spec, names, arguments)
-            found = found(load(config.data), **arguments) if "data" in names else found(**arguments)
+            found = found(read(config.data), **arguments) if "data" in names else found(**arguments)
     task = _as_task(found, source, spec)
     _check(task, spec)
     return task

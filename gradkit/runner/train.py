@@ -17,10 +17,13 @@ import optax
 import gradkit as gk
 from gradkit.runner import checkpoint, guard, record, signals
 from gradkit.runner.config import Config, dump, seedless
+from gradkit.runner.data.dataset import Dataset
+from gradkit.runner.data.loading import load as read
 from gradkit.runner.errors import UserError
 from gradkit.runner.kept import Kept
 from gradkit.runner.programs import Programs, compiled
 from gradkit.runner.progress import Progress
+from gradkit.runner.schema import Data
 from gradkit.runner.setting import (
     BEST,
     CHECKPOINTS,
@@ -39,19 +42,31 @@ PACKAGES = ("jax", "jaxlib", "optax", "flax", "orbax-checkpoint", "numpy", "scik
 
 
 class Workshop:
-    """Settings and programs: built once for runs that differ in their seeds and names alone."""
+    """Settings and programs, built once for runs that differ in their seeds and names alone.
+
+    Data are read once for runs in a row that learn from the same.
+    """
 
     def __init__(self):
         self._made: dict[str, tuple[Setting, Programs | None]] = {}
+        self._data: tuple[Data, Dataset] | None = None  # the last ones: they may be large
 
     def setting(self, config: Config) -> Setting:
         """Returns the setting of a config."""
         name = seedless(config)
         if name not in self._made:
-            self._made = {name: (prepare(config), None)}  # of the last one only: data may be large
+            self._made = {}
+            self._made = {name: (prepare(config, self.read), None)}
         made, _ = self._made[name]
         batches = dataclasses.replace(made.batches, seed=config.seed)
         return dataclasses.replace(made, config=config, batches=batches)
+
+    def read(self, given: Data) -> Dataset:
+        """Returns the data set of a config, read once for configs in a row that have the same."""
+        if self._data is None or self._data[0] != given:
+            self._data = None
+            self._data = given, read(given)
+        return self._data[1]
 
     def programs(self, setting: Setting, state: State) -> Programs:
         """Returns the programs of a setting; those made before took no time now."""
