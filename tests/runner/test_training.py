@@ -39,6 +39,10 @@ MODELS = {
         "sampling": "replacement",
     },
     "skipping": {"on_nan": "skip"},
+    "augmented": {
+        "data": {"source": "digits", "examples": 96, "augment": {"crop": 1, "jitter": 0.2}}
+    },
+    "centers kept": {"model": {"name": "rbf", "units": 5}},
     "numbers": {"data": {"source": "diabetes", "preprocess": "whiten"}, "sampling": "cyclic"},
 }
 
