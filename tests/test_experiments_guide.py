@@ -37,5 +37,6 @@ def test_every_key_of_a_run_is_explained():
 
 def test_the_page_has_its_files():
     assert set(FILES) == {
-        *("spirals.yaml", "deep.yaml", "net.py", "net.yaml", "valley.yaml", "chain.yaml")
+        *("spirals.yaml", "deep.yaml", "net.py", "net.yaml", "valley.yaml", "chain.yaml"),
+        *("images.yaml", "characters.yaml", "bumps.yaml", "bounded.yaml"),
     }

@@ -7,8 +7,16 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 Activation = Callable[[jax.Array], jax.Array]
+"""Of hidden units (..., units); a module where it has parameters."""
+
+
+def own(activation: Activation, layers: int) -> nnx.List:
+    """Returns the activation of each of some layers, each with parameters of its own if any."""
+    learns = isinstance(activation, nnx.Module)
+    return nnx.List([nnx.clone(activation) if learns else activation for _ in range(layers)])
 
 
 def relu() -> Activation:
@@ -19,6 +27,14 @@ def relu() -> Activation:
 def leaky_relu(negative_slope: float = 0.01) -> Activation:
     """x, below 0 times a small slope."""
     return functools.partial(jax.nn.leaky_relu, negative_slope=negative_slope)
+
+
+def prelu(negative_slope: float = 0.25) -> Activation:
+    """x, below 0 times a slope that each layer learns, from this one on.
+
+    Source: He, Zhang, Ren and Sun (2015).
+    """
+    return nnx.PReLU(negative_slope)
 
 
 def elu(alpha: float = 1.0) -> Activation:

@@ -18,6 +18,7 @@ from gradkit import states, tree
 from gradkit.curvature.hessian import hessian
 from gradkit.operators import holds_convolution
 from gradkit.runner import optimizers
+from gradkit.runner.data.augmentation import augmented
 from gradkit.runner.data.batches import Batches
 from gradkit.runner.setting import Setting, State
 
@@ -25,7 +26,7 @@ PyTree = Any
 
 RESIDENT = 2**31  # bytes of training data that are kept on the device
 STREAMED = 2**27  # bytes of them that are sent at a time, where they are more
-EVALUATED = 8192  # examples that are evaluated at once
+EVALUATED = 8192  # targets that are evaluated at once
 MOST_STEPS = 8192  # in one call of compiled code
 
 
@@ -181,6 +182,9 @@ def _update(setting: Setting) -> Callable[..., tuple[State, dict[str, jax.Array]
     def update(state, key, batch, step):
         params, optimizer, model = state
         drawn = jax.random.fold_in(key, step)
+        if setting.augments:
+            x = augmented(batch["x"], jax.random.fold_in(drawn, 2), config.data.augment)
+            batch = batch | {"x": x}
         if task.init_state is not None:
             batch = batch | {"state": model}
         if drawing:
@@ -294,9 +298,10 @@ def _evaluator(setting: Setting, state: State, feed: Feed) -> Callable[[State], 
 def _means(figures: Callable, state: State, data: dict[str, Any]) -> dict[str, float]:
     """The mean of each figure over all examples, so many at a time."""
     examples = len(data["x"])
+    most = max(1, EVALUATED // max(1, data["y"][0].size))  # of a text each token is a target
     totals: dict[str, float] = {}
-    for start in range(0, examples, EVALUATED):
-        piece = {name: array[start : start + EVALUATED] for name, array in data.items()}
+    for start in range(0, examples, most):
+        piece = {name: array[start : start + most] for name, array in data.items()}
         share = len(piece["x"]) / examples
         for name, value in figures(state.params, state.model, piece).items():
             totals[name] = totals.get(name, 0.0) + share * shortest(np.atleast_1d(value))[0]

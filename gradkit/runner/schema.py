@@ -115,6 +115,16 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+class Augment(_Section):
+    """How the images of a training batch are changed at random."""
+
+    flip: bool = Field(default=False, description="mirror each second image left to right")
+    crop: int = Field(default=0, ge=0, description="move by up to so many each way [pixels]")
+    jitter: float = Field(
+        default=0.0, ge=0, le=1, description="multiply by up to so much more or less than 1"
+    )
+
+
 class Data(_Section):
     """What the model learns from."""
 
@@ -137,6 +147,9 @@ class Data(_Section):
     preprocess: Literal["min_max", "standardize", "whiten"] | None = Field(
         default=None,
         description="what is done to the features, by the training examples; null for nothing",
+    )
+    augment: Augment = Field(
+        default=Augment(), description="how the images of a training batch are changed at random"
     )
 
 

@@ -16,11 +16,12 @@ from gradkit.runner import checkpoint, optimizers, record, tasks
 from gradkit.runner.catalog import nearest
 from gradkit.runner.config import Config, load
 from gradkit.runner.data import loading as data
+from gradkit.runner.data.augmentation import check_images
 from gradkit.runner.data.batches import Batches
 from gradkit.runner.data.dataset import Dataset
 from gradkit.runner.errors import UserError
 from gradkit.runner.members import as_written
-from gradkit.runner.schema import Data
+from gradkit.runner.schema import Augment, Data
 from gradkit.transforms.sharpness import track_sharpness
 
 PyTree = Any
@@ -53,6 +54,11 @@ class Setting:
     def steps(self) -> int:
         """Steps in the whole run."""
         return self.config.epochs * self.batches.per_epoch
+
+    @property
+    def augments(self) -> bool:
+        """Whether the images of a step are changed at random."""
+        return self.config.data.augment != Augment()
 
     @property
     def key(self) -> jax.Array:
@@ -110,6 +116,14 @@ def _fits_together(setting: Setting) -> None:
             f"same loss; batch_size: {batches.size} of {batches.examples} examples makes another "
             f"one of each. Set batch_size: {batches.examples}, or choose another optimizer."
         )
+    if setting.augments:
+        check_images(task.data.x_train, task.data.meta["source"])
+        if "function_changes" in published:
+            raise UserError(
+                "optimizer: it compares the gradients of one step and the next, which must be of "
+                "the same loss; data.augment makes another one of each. Leave it out, or choose "
+                "another optimizer."
+            )
     if batches.size % config.micro_batches:
         raise UserError(
             f"micro_batches: expected a divisor of the batch_size {batches.size}, got "

@@ -21,7 +21,7 @@ from gradkit.runner.data.loading import load
 from gradkit.runner.errors import UserError
 from gradkit.runner.losses import LOSSES, Batch, absolute_error, accuracy
 from gradkit.runner.making import as_user_error, made
-from gradkit.runner.models import Sizes
+from gradkit.runner.models import OF_TOKENS, Sizes
 from gradkit.runner.schema import Data
 
 PyTree = Any
@@ -112,7 +112,8 @@ def _supervised(config: Config, read: Callable[[Data], Dataset]) -> Task:
     _suits(name, given.name, data)
     outputs = 1 if name == "binary_cross_entropy" else data.outputs
     shares = None if numbers else np.bincount(data.y_train.ravel()) / data.y_train.size
-    net = made(given, Sizes(data.x_train.shape[1:], outputs, shares), kind="model")
+    sizes = Sizes(data.x_train.shape[1:], outputs, shares, data.train)
+    net = made(given, sizes, kind="model")
 
     def init(key):
         return nnx.split(net(nnx.Rngs(key)), nnx.Param, ...)[1]
@@ -142,11 +143,11 @@ def _supervised(config: Config, read: Callable[[Data], Dataset]) -> Task:
 
 def _suits(loss: str, model: str, data: Dataset) -> None:
     source = data.meta["source"]
-    if data.x_train.dtype.kind != "f":
-        raise UserError(
-            f"model: {model} learns from numbers, and {source} holds tokens: write a task of your "
-            "own, task: path/to/file.py:name"
-        )
+    tokens = data.x_train.dtype.kind != "f"
+    if tokens != (model in OF_TOKENS):
+        reads, holds = ("numbers", "tokens") if tokens else ("tokens", "numbers")
+        remedy = f"choose the model {OF_TOKENS[0]}" if tokens else "choose another of either"
+        raise UserError(f"model: {model} learns from {reads}, and {source} holds {holds}: {remedy}")
     if data.classes is None and loss != "squared_error":
         raise UserError(f"loss: {loss} is for classes, and {source} has numbers: set squared_error")
     if loss == "binary_cross_entropy" and data.classes != 2:

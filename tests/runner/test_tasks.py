@@ -75,7 +75,8 @@ def test_a_linear_regression_of_a_given_spectrum_has_it_as_its_hessian():
     [
         ({"data": {"source": "diabetes"}, "loss": "cross_entropy"}, "is for classes, and diabetes"),
         ({"data": {"source": "wine"}, "loss": "binary_cross_entropy"}, "2 classes, and wine has 3"),
-        ({"data": {"source": "python_text"}}, "python_text holds tokens: write a task of your own"),
+        ({"data": {"source": "python_text"}}, "python_text holds tokens: choose the model transfo"),
+        ({"model": "transformer"}, "transformer learns from tokens, and digits holds numbers"),
         ({"data": {"source": "diabetes"}, "sampling": "balanced"}, "sampling: balanced needs a cl"),
         (
             {"model": {"hidden": [7], "activation": "maxout"}},

@@ -39,6 +39,10 @@ MODELS = {
         "sampling": "replacement",
     },
     "skipping": {"on_nan": "skip"},
+    "augmented": {
+        "data": {"source": "digits", "examples": 96, "augment": {"crop": 1, "jitter": 0.2}}
+    },
+    "centers kept": {"model": {"name": "rbf", "units": 5}},
     "numbers": {"data": {"source": "diabetes", "preprocess": "whiten"}, "sampling": "cyclic"},
 }
 
@@ -134,6 +138,22 @@ def test_dropout_draws_anew_at_every_step(tmp_path):
     assert len({line["loss"] for line in plain}) == 1
     assert len({line["loss"] for line in lines}) == 20
     assert len({line["test_loss"] for line in lines if "test_loss" in line}) == 1
+
+
+def test_a_bound_on_the_weights_of_the_layers_that_a_mask_names(tmp_path):
+    run(
+        tmp_path,
+        optimizer=[
+            {"name": "sgd", "learning_rate": 0.3},
+            {"name": "project_max_norm", "max_norm": 0.8, "mask": "layers.0.kernel"},
+        ],
+    )
+    state, _, _ = setting.state_at(setting.reopen(record.open_record(tmp_path)), tmp_path)
+    first, last = (
+        np.linalg.norm(layer["kernel"][...], axis=0) for layer in state.params["layers"].values()
+    )
+    assert first.max() == pytest.approx(0.8, rel=1e-5)
+    assert last.max() > 1
 
 
 def test_a_line_search_never_takes_over_a_loss_of_other_random_numbers(tmp_path):

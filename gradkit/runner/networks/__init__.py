@@ -1,0 +1,1 @@
+"""What the models that a config can name are made of: their modules, each of one kind."""
