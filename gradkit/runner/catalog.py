@@ -26,6 +26,8 @@ PLACES = (
 )
 """The namespaces searched for a name, in this order."""
 
+_RUNNERS = tuple(place for place in PLACES if place.startswith("gradkit.runner."))
+
 _KINDS = {
     **dict.fromkeys(("float", "ArrayLike", "Numeric", "Scalar", "ScalarLike"), "number"),
     **dict.fromkeys(("DTypeLike", "dtype", "DType"), "dtype"),
@@ -105,7 +107,7 @@ class Entry:
 
     Attributes:
         name: the one name that always means this factory: `adam` (gradkit's), `optax.adam`,
-            `contrib.muon`.
+            `contrib.muon`, `models.polynomial` beside the data set `polynomial`.
         library: gradkit or optax.
         module: the public module to import it from.
         attribute: its name there.
@@ -148,7 +150,7 @@ def find(name: str, *kinds: str) -> Entry:
         UserError: there is no such factory; the message has the nearest names.
     """
     prefix, _, attribute = name.rpartition(".")
-    places = [p for p in PLACES if prefix in ("", p, p.removeprefix("optax."))]
+    places = [p for p in PLACES if prefix in ("", p, _short(p))]
     other = None
     for entry in _entries(attribute, places):
         if not kinds or entry.kind in kinds:
@@ -211,7 +213,9 @@ def _entry(place: str, attribute: str) -> Entry | None:
         return None
     if place.startswith("optax.") and definition("optax", attribute) == function:
         return _entry("optax", attribute)
-    prefix = f"{place.removeprefix('optax.')}." if place.startswith("optax") else ""
+    earlier = _RUNNERS[: _RUNNERS.index(place)] if place in _RUNNERS else ()
+    same = any(_entry(other, attribute) for other in earlier)  # such as a data set and a model
+    prefix = f"{_short(place)}." if place.startswith("optax") or same else ""
     doc = ast.get_docstring(function.node, clean=False) or ""
     source = _SOURCE.search(doc)
     return Entry(
@@ -224,6 +228,10 @@ def _entry(place: str, attribute: str) -> Entry | None:
         summary=doc.strip().partition("\n")[0],
         source=" ".join(source[1].split()) if source else None,
     )
+
+
+def _short(place: str) -> str:
+    return place.removeprefix("optax.").removeprefix("gradkit.runner.")
 
 
 def _entry_kind(function: Definition) -> str | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -117,3 +118,53 @@ class Mlp(nnx.Module):
                 rngs = nnx.Rngs(dropout=jax.random.fold_in(key, i))
                 x = self.dropout(x, deterministic=False, rngs=rngs)
         return self.layers[-1](x)
+
+
+def polynomial(
+    sizes: Sizes, degree: int = 2, basis: Literal["powers", "legendre"] = "powers"
+) -> Net:
+    """A polynomial of the inputs, linear in its coefficients, which begin at 0.
+
+    Its terms are products of one power, or one Legendre polynomial, of each input, all those of up
+    to this degree in total. Legendre polynomials are orthogonal on [−1, 1], so that inputs of that
+    range have a Hessian far better conditioned.
+    """
+    if degree < 0:
+        raise ValueError(f"degree: expected 0 or more, got {degree}")
+    inputs = int(np.prod(sizes.inputs))
+    chosen = itertools.combinations_with_replacement(range(inputs + 1), degree)  # the last: none
+    exponents = np.array([np.bincount(c, minlength=inputs + 1)[:inputs] for c in chosen], int)
+    exponents = exponents[np.argsort(exponents.sum(axis=1), kind="stable")]
+    return lambda rngs: Polynomial(exponents, sizes.outputs, legendre=basis == "legendre")
+
+
+class Polynomial(nnx.Module):
+    """Coefficients of products of powers, or of Legendre polynomials, of the inputs.
+
+    Attributes:
+        coefficients: (terms, outputs), by total degree; of one input the constant's first.
+    """
+
+    def __init__(self, exponents: np.ndarray, outputs: int, *, legendre: bool):
+        self.exponents = tuple(map(tuple, exponents.tolist()))
+        self.legendre = legendre
+        self.coefficients = nnx.Param(jnp.zeros((len(exponents), outputs)))
+
+    def terms(self, x: jax.Array) -> jax.Array:
+        """Returns the terms (examples, terms) that the coefficients multiply."""
+        x = x.reshape(len(x), -1)
+        exponents = np.array(self.exponents)
+        powers = [jnp.ones_like(x), x]
+        for k in range(2, exponents.max(initial=0) + 1):
+            following = x * powers[-1]
+            if self.legendre:
+                following = ((2 * k - 1) * following - (k - 1) * powers[-2]) / k
+            powers.append(following)
+        of_each = jnp.stack(powers)[
+            exponents, :, np.arange(x.shape[1])
+        ]  # (terms, inputs, examples)
+        return jnp.prod(of_each, axis=1).T
+
+    def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """Returns outputs (examples, outputs) for inputs (examples, ...)."""
+        return self.terms(x) @ self.coefficients[...]

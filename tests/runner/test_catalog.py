@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from gradkit.runner.catalog import PLACES, catalog, find
+from gradkit.runner.config import Config
 from gradkit.runner.errors import UserError
 
 
@@ -134,6 +135,12 @@ def test_a_bare_name_is_gradkits_then_optaxs_then_contribs():
 @pytest.mark.parametrize("name", sorted(catalog()))
 def test_the_name_of_an_entry_finds_it(name):
     assert find(name) is catalog()[name]
+
+
+def test_a_name_of_two_kinds_is_told_apart_by_the_kind_or_the_place():
+    assert find("polynomial").kind == find("polynomial", "data set").kind == "data set"
+    assert find("polynomial", "model") is find("models.polynomial") is not find("polynomial")
+    assert Config(optimizer="adam", model="polynomial").model.name == "models.polynomial"
 
 
 def test_load_imports_the_public_factory():

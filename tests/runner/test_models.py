@@ -5,13 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from sklearn import preprocessing
 
 from gradkit.runner import activations, initializers
 from gradkit.runner.catalog import catalog
 from gradkit.runner.errors import UserError
 from gradkit.runner.making import made
 from gradkit.runner.members import Member
-from gradkit.runner.models import Sizes, mlp
+from gradkit.runner.models import Sizes, mlp, polynomial
 
 X = np.linspace(-4, 4, 41)
 KEY = jax.random.key(0)
@@ -138,6 +139,29 @@ def test_maxout_halves_the_inputs_of_the_next_layer():
     net = mlp(Sizes((4,), 3, None), hidden=(6, 8), activation=activations.maxout())(nnx.Rngs(0))
     assert [layer.kernel.shape for layer in net.layers] == [(4, 6), (3, 8), (4, 3)]
     assert net(jnp.ones((5, 4))).shape == (5, 3)
+
+
+@pytest.mark.parametrize("basis", ["powers", "legendre"])
+@pytest.mark.parametrize("degree", [0, 1, 2, 14, 20])
+def test_a_polynomial_is_numpys(degree, basis):
+    net = polynomial(Sizes((1,), 2, None), degree, basis)(nnx.Rngs(0))
+    x = np.linspace(-1, 1, 21)
+    assert not net(jnp.asarray(x)[:, None]).any()
+    coefficients = np.random.default_rng(0).normal(size=(degree + 1, 2))
+    net.coefficients[...] = jnp.asarray(coefficients)
+    value = {"powers": np.polynomial.polynomial.polyval, "legendre": np.polynomial.legendre.legval}
+    expected = value[basis](x, coefficients).T
+    np.testing.assert_allclose(net(jnp.asarray(x)[:, None]), expected, atol=2e-5)
+
+
+def test_a_polynomial_of_several_inputs_has_every_product():
+    features = preprocessing.PolynomialFeatures(3)
+    x = np.random.default_rng(0).uniform(-1, 1, (9, 4))
+    expected = features.fit_transform(x)
+    found = polynomial(Sizes((2, 2), 1, None), 3)(nnx.Rngs(0)).terms(x.reshape(9, 2, 2))
+    assert found.shape == expected.shape
+    for row, wanted in zip(np.asarray(found), expected, strict=True):
+        np.testing.assert_allclose(np.sort(row), np.sort(wanted), atol=1e-6)
 
 
 @pytest.mark.parametrize(
