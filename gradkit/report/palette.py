@@ -19,6 +19,7 @@ DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (5, 1.5, 1, 1.5)), (0, (1.5, 1.
 # Methods of one kind, which are compared most, differ in color.
 _OPTIMIZERS = {
     "sgd": (GREEN, "s"),
+    "momentum": (PINK, "s"),
     "nesterov": (GRAY, "s"),
     "adagrad": (AMBER, "v"),
     "adadelta": (PINK, "^"),

@@ -57,7 +57,7 @@ def ravine(start: Sequence[float] = (8.0, 1.0), ratio: float = 50.0) -> Task:
     return _surface(lambda p: (p[0] ** 2 + ratio * p[1] ** 2) / 2, start)
 
 
-def plateau(start: Sequence[float] = (2.5, 2.0)) -> Task:
+def plateau(start: Sequence[float] = (3.5, 2.5)) -> Task:
     """1 − exp(−(x² + y²)/2): flat but for a hole, its minimum 0 at the origin."""
     return _surface(lambda p: 1 - jnp.exp(-(p[0] ** 2 + p[1] ** 2) / 2), start)
 
@@ -65,7 +65,7 @@ def plateau(start: Sequence[float] = (2.5, 2.0)) -> Task:
 def cliff(start: Sequence[float] = (5.0, -2.0), steps: int = 50) -> Task:
     """(σ(h) − 0.7)², h a recurrent unit after h ← x σ(h) + y from ½: a wall where two memories part.
 
-    Its minima of 0 are along y = σ⁻¹(0.7) − 0.7 x, for x up to 4.7 where that memory is stable.
+    Its minima of 0 are along y = σ⁻¹(0.7) − 0.7 x, for x below 1/0.21 where that memory is stable.
 
     Source: Pascanu, Mikolov and Bengio (2013), section 2.3 and figure 6.
     """

@@ -142,7 +142,7 @@ def test_batch_norm_normalizes_by_the_batch_in_training_and_by_averages_after():
         ("beale", 14.203125, [3, 0.5]),
         ("saddle", 0.5 - 5e-7, None),
         ("ravine", 57, [0, 0]),
-        ("plateau", 1 - np.exp(-5.125), [0, 0]),
+        ("plateau", 1 - np.exp(-9.25), [0, 0]),
         ("cliff", 0.0555854941, [3, np.log(7 / 3) - 2.1]),
         ({"name": "quadratic", "eigenvalues": [1.0, 4.0]}, 2.5, [0, 0]),
     ],
