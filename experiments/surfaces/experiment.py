@@ -187,9 +187,9 @@ def title(surface, steps):
 def contours(axes, run, xs, ys, levels):
     """The loss of a run's task, in levels."""
     task = build(load(run.path / CONFIG))
-    x, y = np.meshgrid(np.linspace(*xs, 300), np.linspace(*ys, 300))
+    x, y = np.meshgrid(np.linspace(*xs, 200), np.linspace(*ys, 200))
     points = jnp.stack([x.ravel(), y.ravel()], axis=1).astype(jnp.float32)
     loss = jax.jit(jax.vmap(lambda p: task.problem.value(p, task.data.train)))(points)
     loss = np.reshape(loss, x.shape)
-    axes.contourf(x, y, loss, levels, cmap="Greys", alpha=0.3, extend="both")
+    axes.contourf(x, y, loss, levels, cmap="Greys", alpha=0.3, extend="both", rasterized=True)
     axes.contour(x, y, loss, levels, colors="#CCCCCC", linewidths=0.5, linestyles="-")
