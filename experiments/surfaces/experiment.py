@@ -137,7 +137,8 @@ def draw(out):
     """Paths over contours of each surface."""
     figure = Figure(figsize=(7.6, 7.2), layout="constrained")
     looks = optimizer_looks([*FIRST_ORDER])
-    for axes, (surface, (xs, ys, levels)) in zip(figure.subplots(2, 2).flat, VIEWS.items()):
+    panels = figure.subplots(2, 2).flat
+    for axes, (surface, (xs, ys, levels)) in zip(panels, VIEWS.items(), strict=True):
         found = runs(out, surface)
         contours(axes, next(iter(found.values()))[0], xs, ys, levels)
         for name, several in found.items():

@@ -94,8 +94,8 @@ def of_run(run: record.Record, steps: str = "last", data: str = "train") -> Iter
     Args:
         run: the run.
         steps: "last", "all", "best", or the step of a checkpoint.
-        data: "train", "test", "training" (the training set as a training step sees it: normalized by
-            the batch, with dropout), or how many examples to draw from the training set.
+        data: "train", "test", "training" (the training set as a training step sees it:
+            normalized by the batch, with dropout), or how many of the training set to draw.
 
     Raises:
         UserError: there is no such checkpoint or a damaged one, the data or the config have

@@ -63,7 +63,7 @@ def plateau(start: Sequence[float] = (3.5, 2.5)) -> Task:
 
 
 def cliff(start: Sequence[float] = (5.0, -2.0), steps: int = 50) -> Task:
-    """(σ(h) − 0.7)², h a recurrent unit after h ← x σ(h) + y from ½: a wall where two memories part.
+    """(σ(h) − 0.7)², h a recurrent unit after h ← x σ(h) + y from ½: a wall of two memories.
 
     Its minima of 0 are along y = σ⁻¹(0.7) − 0.7 x, for x below 1/0.21 where that memory is stable.
 
