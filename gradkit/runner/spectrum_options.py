@@ -29,12 +29,7 @@ def add(commands: Any, action: Callable[..., int]) -> None:
     add("--top", type=_count, metavar="K", help="largest eigenvalues to find")
     add("--bottom", type=_count, metavar="K", help="smallest eigenvalues to find")
     add("--density", action=argparse.BooleanOptionalAction, default=True, help="on by default")
-    add(
-        "--data",
-        type=_data,
-        metavar="PART",
-        help="train, test, training (as seen then), or a number",
-    )
+    add("--data", type=_data, metavar="PART", help="train, test, training, or N examples, drawn")
     add("--micro-batch", type=_count, metavar="N", help="most examples in memory at a time")
     spectrum.set_defaults(action=action, parser=spectrum)
 
