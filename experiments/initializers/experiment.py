@@ -1,9 +1,9 @@
 """Weights drawn for their activation keep its variance through depth.
 
 Ten layers of 128 units on standardized digits. The deviation of the activations over the
-examples, as a root mean square over the units, is followed from the first layer to the last, before
-any training. An initializer keeps it if the last is the first within a factor of ten. Then ten steps
-of Adam show which weights stay alike.
+examples, as a root mean square over the units, is followed from the first layer to the last,
+before any training. An initializer keeps it if the last is the first within a factor of ten. Then
+ten steps of Adam show which weights stay alike.
 """
 
 import json

@@ -29,12 +29,13 @@ def add(commands: Any, action: Callable[..., int]) -> None:
     add("--top", type=_count, metavar="K", help="largest eigenvalues to find")
     add("--bottom", type=_count, metavar="K", help="smallest eigenvalues to find")
     add("--density", action=argparse.BooleanOptionalAction, default=True, help="on by default")
-    add("--data", type=_data, metavar="PART", help="train, test, or so many examples, drawn")
+    add("--data", type=_data, metavar="PART", help="train, test, training, or N examples, drawn")
     add("--micro-batch", type=_count, metavar="N", help="most examples in memory at a time")
     spectrum.set_defaults(action=action, parser=spectrum)
 
 
 _OPERATORS = ("hessian", "gauss_newton", "fisher", "empirical_fisher")
+_PARTS = ("train", "test", "training")
 _LIKELIHOODS = ("categorical", "bernoulli", "normal")
 
 
@@ -51,9 +52,9 @@ def _step(text: str) -> str:
 
 
 def _data(text: str) -> str:
-    if text not in ("train", "test") and not text.isdecimal():
+    if text not in _PARTS and not text.isdecimal():
         raise argparse.ArgumentTypeError(
-            f"expected train, test or a number of examples, got {text!r}"
+            f"expected {', '.join(_PARTS)} or a number of examples, got {text!r}"
         )
     return text
 
@@ -71,7 +72,7 @@ def check(parsed: argparse.Namespace) -> None:
                 "--checkpoint is for a RUN; a task's parameters are named by --params: drop "
                 "--checkpoint"
             )
-        if parsed.data in ("train", "test"):
+        if parsed.data in _PARTS:
             raise UserError(
                 f"--data {parsed.data} is for a RUN: a task returns one batch, of which --data N "
                 "draws N examples"

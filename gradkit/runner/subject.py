@@ -32,7 +32,8 @@ class Subject:
         label: what it is called in messages.
         folder: where results are kept.
         problem, params, batch: as `gk.hessian` takes them, all finite.
-        data: what the batch is: "train", "test", "batch" (a user's own), or "100 of train".
+        data: what the batch is: "train", "training", "test", "batch" (a user's own), or "100 of
+            train".
         step: of training; None for a model trained elsewhere.
         plain: whether this is what `gradkit spectrum` looks at when nothing else is asked for.
         defaults: how it is looked at when nothing else is asked for.
@@ -93,7 +94,8 @@ def of_run(run: record.Record, steps: str = "last", data: str = "train") -> Iter
     Args:
         run: the run.
         steps: "last", "all", "best", or the step of a checkpoint.
-        data: "train", "test", or how many examples to draw from the training set.
+        data: "train", "test", "training" (the training set as a training step sees it:
+            normalized by the batch, with dropout), or how many of the training set to draw.
 
     Raises:
         UserError: there is no such checkpoint or a damaged one, the data or the config have
@@ -123,12 +125,15 @@ def of_run(run: record.Record, steps: str = "last", data: str = "train") -> Iter
         (params, _, model), _, _ = state_at(setting, run.path, step, place)
         label = f"{run.path}: step {step}"
         _check_finite(label, params)
+        more = {} if task.init_state is None else {"state": model}
+        if data == "training":
+            more["key"] = jax.random.fold_in(setting.key, step)
         yield Subject(
             label=label,
             folder=run.path,
             problem=task.problem,
             params=params,
-            batch=batch if task.init_state is None else batch | {"state": model},
+            batch=batch | more,
             data=part,
             step=step,
             plain=[step] == last and part == "train",

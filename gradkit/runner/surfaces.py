@@ -52,6 +52,31 @@ def saddle(start: Sequence[float] = (1.0, 1e-3)) -> Task:
     return _surface(lambda p: (p[0] ** 2 - p[1] ** 2) / 2 + p[1] ** 4 / 4, start)
 
 
+def ravine(start: Sequence[float] = (8.0, 1.0), ratio: float = 50.0) -> Task:
+    """½ (x² + ratio · y²): steep across, flat along, its minimum 0 at the origin."""
+    return _surface(lambda p: (p[0] ** 2 + ratio * p[1] ** 2) / 2, start)
+
+
+def plateau(start: Sequence[float] = (3.5, 2.5)) -> Task:
+    """1 − exp(−(x² + y²)/2): flat but for a hole, its minimum 0 at the origin."""
+    return _surface(lambda p: 1 - jnp.exp(-(p[0] ** 2 + p[1] ** 2) / 2), start)
+
+
+def cliff(start: Sequence[float] = (5.0, -2.0), steps: int = 50) -> Task:
+    """(σ(h) − 0.7)², h a recurrent unit after h ← x σ(h) + y from ½: a wall of two memories.
+
+    Its minima of 0 are along y = σ⁻¹(0.7) − 0.7 x, for x below 1/0.21 where that memory is stable.
+
+    Source: Pascanu, Mikolov and Bengio (2013), section 2.3 and figure 6.
+    """
+
+    def error(p: jax.Array) -> jax.Array:
+        h = jax.lax.fori_loop(0, steps, lambda _, h: p[0] * jax.nn.sigmoid(h) + p[1], 0.5)
+        return (jax.nn.sigmoid(h) - 0.7) ** 2
+
+    return _surface(error, start)
+
+
 def _surface(
     function: Callable[[jax.Array], jax.Array], start: Sequence[float], n: int = 2
 ) -> Task:

@@ -220,6 +220,31 @@ def test_another_operator_on_other_data(here):
     assert "The Gauss–Newton matrix of the loss" in Path("run/report.html").read_text()
 
 
+def test_the_curvature_that_training_sees_is_that_of_units_normalized_by_the_batch(here):
+    options = ("model.batch_norm=true", "epochs=1", "--out", "normed")
+    assert run_command("run", "tiny.yaml", *options) == 0
+    options = ("--operator", "gauss_newton", "--no-density", "--data", "training")
+    assert run_command("spectrum", "normed", *options) == 0
+    found = record.open_record("normed")
+    assert found.main.name == "000009-gauss_newton-training"
+    (one,) = subject.of_run(found, "last", "training")
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf), float), one.params)
+        theta, unravel = ravel_pytree(params)
+        x, y = np.asarray(one.batch["x"], float), np.asarray(one.batch["y"])
+
+        def scores(theta):
+            p = unravel(theta)
+            z = x @ p["layers"][0]["kernel"][...] + p["layers"][0]["bias"][...]
+            z = (z - z.mean(axis=0)) / jnp.sqrt(z.var(axis=0) + 1e-5)
+            h = jnp.tanh(z * p["norms"][0]["scale"][...] + p["norms"][0]["bias"][...])
+            return h @ p["layers"][1]["kernel"][...] + p["layers"][1]["bias"][...]
+
+        J, s = np.asarray(jax.jacobian(scores)(theta)), np.asarray(jax.nn.softmax(scores(theta)))
+    H = (s[:, :, None] * np.eye(3) - s[:, :, None] * s[:, None]) / len(y)
+    assert_ends_are(found.main.values, np.einsum("iap,iab,ibq->pq", J, H, J))
+
+
 def test_the_fisher_matrix_of_some_examples_of_an_earlier_checkpoint(here):
     options = ("--operator", "fisher", "--data", "40", "--checkpoint", "6", "--no-density")
     assert run_command("spectrum", "run", *options) == 0
@@ -373,7 +398,7 @@ RUN_MISTAKES = {
         ["run", "--data", "0"],
         "--data: expected 1 to 72, the examples there are, got",
     ),
-    "data word": (["run", "--data", "validation"], "expected train, test or a number of examples"),
+    "data word": (["run", "--data", "validation"], "expected train, test, training or a number of"),
     "too many": (
         ["run", "--top", "28"],
         "--top: expected 1 to 27, the number of parameters, got 28",

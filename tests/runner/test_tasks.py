@@ -142,6 +142,9 @@ def test_batch_norm_normalizes_by_the_batch_in_training_and_by_averages_after():
         ("himmelblau", 170, [3, 2]),
         ("beale", 14.203125, [3, 0.5]),
         ("saddle", 0.5 - 5e-7, None),
+        ("ravine", 57, [0, 0]),
+        ("plateau", 1 - np.exp(-9.25), [0, 0]),
+        ("cliff", 0.0555854941, [3, np.log(7 / 3) - 2.1]),
         ({"name": "quadratic", "eigenvalues": [1.0, 4.0]}, 2.5, [0, 0]),
     ],
 )
@@ -152,6 +155,16 @@ def test_functions_to_minimize_have_their_values(name, value, least):
     if least:
         assert task.problem.value(jnp.array(least, float), task.data.train) < 1e-10
     assert task.figures(start, {})["x"] == start[0]
+
+
+def test_the_cliff_is_that_of_a_recurrent_unit():
+    task = built(task="cliff")
+    for x, y in ((5.0, -2.7), (5.0, -2.6), (3.0, 1.0)):
+        h = 0.5
+        for _ in range(50):
+            h = x / (1 + np.exp(-h)) + y
+        value = task.problem.value(jnp.array([x, y]), task.data.train)
+        assert value == pytest.approx((1 / (1 + np.exp(-h)) - 0.7) ** 2, rel=1e-4)
 
 
 MODEL = """
