@@ -257,6 +257,14 @@ CASES = {
         "run tiny.yaml micro_batches=3",
         "expected a divisor of the batch_size 8 | got 3 | such as 2",
     ),
+    "curvature of too many": Case(
+        "run tiny.yaml curvature.examples=9",
+        "curvature.examples: expected at most 8 | the examples of a batch | got 9",
+    ),
+    "sharpness of another curvature": Case(
+        "run tiny.yaml 'optimizer={name: hessian_free}' sharpness_every=2",
+        "sharpness_every: measures the Hessian | leave it out | gradkit spectrum",
+    ),
     "batches of an optimizer": Case(
         "run tiny.yaml optimizer.name=lbfgs optimizer.learning_rate=null",
         "must be of the same loss | batch_size: 8 of 72 | Set batch_size: 72",

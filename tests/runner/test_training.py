@@ -43,6 +43,11 @@ MODELS = {
         "data": {"source": "digits", "examples": 96, "augment": {"crop": 1, "jitter": 0.2}}
     },
     "centers kept": {"model": {"name": "rbf", "units": 5}},
+    "curvature of some examples": {
+        "optimizer": {"name": "hessian_free", "max_steps": 4},
+        "curvature": {"examples": 8},
+        "epochs": 3,
+    },
     "numbers": {"data": {"source": "diabetes", "preprocess": "whiten"}, "sampling": "cyclic"},
 }
 
@@ -128,6 +133,37 @@ def test_micro_batches_are_the_batch(tmp_path):
     for name in ("loss", "accuracy", "gradient_norm"):
         found = [line[name] for line in parts]
         assert found == pytest.approx([line[name] for line in whole], rel=1e-3, abs=1e-5)
+
+
+def test_an_optimizer_sees_the_curvature_that_the_config_says(tmp_path):
+    """Hessian-free the Gauss–Newton matrix, if nothing is said, and others the Hessian."""
+
+    def losses(name, optimizer, **curvature):
+        fields = {"optimizer": optimizer, "curvature": curvature, "epochs": 1}
+        _, lines = run(tmp_path / name, **fields)
+        return [line["loss"] for line in lines]
+
+    free = {"name": "hessian_free", "max_steps": 4}
+    newton = {"name": "newton_cg", "max_steps": 4}
+    chain = [{"name": "clip_by_global_norm", "max_norm": 100.0}, free]
+    unsaid = losses("unsaid", free)
+    assert unsaid == losses("said", free, operator="gauss_newton")
+    assert unsaid != losses("other", free, operator="hessian")
+    assert unsaid == losses("chain", chain)
+    assert losses("newton", newton) == losses("hessian", newton, operator="hessian")
+
+
+def test_products_with_some_examples_count_as_their_share(tmp_path):
+    fields = {"optimizer": {"name": "newton_cg", "max_steps": 4, "tol": 1e-6}, "epochs": 1}
+    (_, whole), (_, part) = (
+        run(tmp_path / f"{examples}", curvature={"examples": examples}, **fields)
+        for examples in (16, 4)
+    )
+    counted = [line["products"] for line in part]
+    assert whole[0]["products"] == 5  # four steps and a residual
+    assert counted[0] == 5 / 4
+    assert all(4 * products == int(4 * products) for products in counted)
+    assert [line["loss"] for line in part] != [line["loss"] for line in whole]
 
 
 def test_dropout_draws_anew_at_every_step(tmp_path):
