@@ -86,7 +86,7 @@ def performed(name: str, module: ModuleType) -> int:
             continue
         print(f"  {command}")
         start = time.perf_counter()
-        words = [sys.executable, "-m", "gradkit.runner.cli", *shlex.split(command)[1:]]
+        words = [sys.executable, "-m", "gradkit.runner.cli", *to_go_on(shlex.split(command)[1:])]
         status = subprocess.run(words).returncode
         if status not in (0, 1):  # 1: a run diverged, which may be what is shown
             print(f"  {name}: ended with status {status}; started again, it goes on from here")
@@ -108,6 +108,13 @@ def performed(name: str, module: ModuleType) -> int:
     (HERE / name / "README.md").write_text(page(name, module, result))
     print(f"  {finding.measured}: {agreement(result)}")
     return 0
+
+
+def to_go_on(words: list[str]) -> list[str]:
+    """The command, or where its one run was interrupted that which goes on with it."""
+    folder = words[words.index("--out") + 1] if "--out" in words else ""
+    begun = words[0] == "run" and (Path(folder) / "config.yaml").is_file()
+    return ["run", "--resume", folder] if begun else words
 
 
 def page(name: str, module: ModuleType, result: dict[str, Any]) -> str:

@@ -776,7 +776,7 @@ CASES = {
     ),
     "spectrum of other data": Case(
         "spectrum run --data half",
-        "expected train, test or a number of examples | got 'half' | argument --data",
+        "expected train, test, training or a number of examples | got 'half' | argument --data",
     ),
     "spectrum of another operator": Case(
         "spectrum run --operator jacobian", "choose from | 'jacobian' | 'hessian', 'gauss_newton'"
