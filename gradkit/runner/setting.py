@@ -71,13 +71,17 @@ def _own(leaf: Any) -> jax.Array:
     return jnp.array(leaf, dtype=jnp.result_type(leaf), copy=True)
 
 
-def prepare(config: Config) -> Setting:
+def prepare(config: Config, task: tasks.Task | None = None) -> Setting:
     """Returns everything that a config describes, built.
+
+    Args:
+        config: the config.
+        task: of another config, which says the same of it; built by default.
 
     Raises:
         UserError: the data or the optimizer's values are not usable.
     """
-    task = tasks.build(config)
+    task = task or tasks.build(config)
     examples = len(task.data.x_train)
     size = 1 if task.data.meta["source"] == "none" else config.batch_size
     labels = None if task.data.classes is None else task.data.y_train
@@ -127,8 +131,13 @@ def _divisor(number: int, most: int) -> int:
     return max(d for d in range(1, min(number, most) + 1) if number % d == 0)
 
 
-def reopen(run: record.Record) -> Setting:
+def reopen(run: record.Record, known: dict[str, tasks.Task] | None = None) -> Setting:
     """Returns the setting of a run that was begun before.
+
+    Args:
+        run: the run.
+        known: tasks by what configs say of them, to which this run's is added. Runs of one task
+            share it, and with it whatever is compiled for its loss.
 
     Raises:
         UserError: its config is not usable, its data or its task have changed, or another version
@@ -141,7 +150,10 @@ def reopen(run: record.Record) -> Setting:
             f"would not go on to the same numbers. Install gradkit {began} to go on with it, or "
             "begin a new run; reports can be made with any version."
         )
-    setting = prepare(load(run.path / record.CONFIG))
+    config, known = load(run.path / record.CONFIG), {} if known is None else known
+    words = config.model_dump_json(include={"data", "model", "loss", "task"})
+    setting = prepare(config, known.get(words))
+    known[words] = setting.task
     found = sources(setting.task)
     for name, wanted in {name: run.env.get(name, {}) for name in found}.items():
         then, now = wanted.get("sha256"), found[name]["sha256"]
