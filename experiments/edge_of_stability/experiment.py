@@ -73,8 +73,8 @@ def judge(out):
         all_near and loss_falls,
         "The mean of the last 750 of 3,000 steps, three seeds each. Agreement asks that in each "
         f"run it is within {NEAR:.0%} of the limit, that the sharpness came there from below (it "
-        f"was as low as {lowest:.2f} of the limit), and that the loss, which swings at the edge, is "
-        "lower in the last quarter than in the one before, on average. It is "
+        f"was as low as {lowest:.2f} of the limit), and that the loss, which swings at the edge, "
+        "is lower in the last quarter than in the one before, on average. It is "
         f"{'in all' if loss_falls else 'not in all'} runs.",
     )
 
