@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import shutil
@@ -106,11 +107,17 @@ def _origin(A: Any, state: PyTree) -> dict[str, np.ndarray]:
         digest.update(x.tobytes())
     figures = []
     for B in operators(A):
-        u = jax.jit(lambda seed, domain=B.domain: tree.hashed_normal(seed, domain))(jnp.uint32(0))
+        shapes, structure = jax.tree.flatten(B.domain)
+        u = _direction(shapes=tuple(shapes), structure=structure)
         Bu = B @ u
         figures += [float(tree.inner(u, Bu)), float(tree.norm(Bu))]
     start = np.frombuffer(digest.digest(), np.uint8)
     return {"start": start, "operator": np.array(figures)}
+
+
+@functools.partial(jax.jit, static_argnames=("shapes", "structure"))
+def _direction(*, shapes: tuple, structure: Any) -> PyTree:
+    return tree.hashed_normal(jnp.uint32(0), structure.unflatten(shapes))
 
 
 def _arrays(state: PyTree) -> dict[str, np.ndarray]:

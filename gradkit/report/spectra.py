@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from html import escape
 from typing import Any
@@ -106,6 +107,10 @@ def _origin_words(spectrum: Spectrum) -> str:
     if finite(values.get("loss")) is not None:
         slope = number(values.get("gradient_norm"))
         loss = f" The loss there is {number(values['loss'])}, the norm of its gradient {slope}."
+    shares = [finite(share) for share in (values.get("largest") or {}).get("gradient") or []]
+    if shares and None not in shares:
+        held = percent(math.fsum(share for share in shares if share is not None))
+        loss += f" The {len(shares)} largest eigenvectors hold {held} of the squared gradient."
     return (
         f"The {operator_words(spectrum)} of the loss{at}{over} ({data_words(spectrum)}) in "
         f"{number(values.get('parameters'))} parameters: {spent}.{loss}"

@@ -17,7 +17,9 @@ from gradkit.runner.endings import fail, signaled
 from gradkit.runner.errors import UserError
 
 if TYPE_CHECKING:
+    from gradkit.runner.record import Record
     from gradkit.runner.rows import Row
+    from gradkit.runner.spectrum import Options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -302,14 +304,19 @@ def _ended(folder: Path, summary: dict[str, Any]) -> int:
 
 def _spectrum(parsed: argparse.Namespace, arguments: Sequence[str]) -> int:
     spectrum_options.check(parsed)
-    from gradkit.runner import record
+    from gradkit.runner import compare
 
-    run = None if parsed.run is None else record.open_record(parsed.run)
+    runs = compare.open_all(parsed.runs)
 
     from gradkit.runner import spectrum, subject, tables
 
-    if run is not None:
-        subjects = subject.of_run(run, parsed.checkpoint or "last", parsed.data or "train")
+    names = ("operator", "top", "bottom", "density", "blocks", "micro_batch")
+    options = spectrum.Options(**{name: getattr(parsed, name) for name in names})
+    steps, data = parsed.checkpoint or "last", parsed.data or "train"
+    if len(runs) > 1:
+        return _spectra(runs, options, steps, data)
+    if runs:
+        subjects = subject.of_run(runs[0], steps, data)
     else:
         task = subject.of_task(
             parsed.task,
@@ -320,8 +327,6 @@ def _spectrum(parsed: argparse.Namespace, arguments: Sequence[str]) -> int:
             command=["gradkit", *arguments],
         )
         subjects = iter([task])
-    names = ("operator", "top", "bottom", "density", "blocks", "micro_batch")
-    options = spectrum.Options(**{name: getattr(parsed, name) for name in names})
     results, folder = [], Path()
     try:
         for one in subjects:
@@ -332,6 +337,22 @@ def _spectrum(parsed: argparse.Namespace, arguments: Sequence[str]) -> int:
     print(tables.overview(results))
     print(_write_report(folder))
     return 0
+
+
+def _spectra(runs: Sequence[Record], options: Options, steps: str, data: str) -> int:
+    """The spectra of several runs; their pages are for `gradkit report` to write."""
+    from gradkit.runner import survey, tables
+
+    try:
+        found = survey.survey(
+            *(runs, options, lambda line: print(line, file=sys.stderr, flush=True)),
+            steps=steps,
+            data=data,
+        )
+    except KeyboardInterrupt as error:
+        return fail("interrupted; the same command goes on from there", signaled(error))
+    print(tables.of_runs(found))
+    return 0 if all(found.values()) else 1
 
 
 def _report(parsed: argparse.Namespace, _: Sequence[str]) -> int:

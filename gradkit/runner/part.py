@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import gradkit as gk
+from gradkit import tree
 from gradkit.krylov.drivers import Drive, Step, Until
 from gradkit.runner.errors import UserError
 from gradkit.runner.progress import Progress
@@ -40,7 +41,8 @@ def measure(
         place: a folder for the state of the Krylov methods, from which a computation that was cut
             short goes on.
         label: stands before the progress.
-        gradient: of the loss, if A is its Hessian: the kind of the point is told then.
+        gradient: of the loss, if A is its Hessian: the kind of the point is told then, and which
+            share of the gradient's square each of the largest eigenvectors holds.
 
     Raises:
         UserError: the folder holds the state of another computation.
@@ -88,7 +90,16 @@ def measure(
     if gradient is not None:
         point = found.critical_point(gradient)
         numbers["point"] = {"kind": point.kind, "evidence": point.evidence}
+        shares = np.asarray(_shares(gradient, found.largest.vectors))
+        numbers["largest"]["gradient"] = shares[::-1].tolist()
     return numbers, arrays, found.largest
+
+
+@jax.jit
+def _shares(gradient: PyTree, vectors: PyTree) -> jax.Array:
+    """The squared cosines between the gradient and unit vectors; NaN where there is none."""
+    unit = tree.scaled(1 / tree.norm(gradient), gradient)
+    return jax.vmap(lambda v: tree.inner(v, unit) ** 2)(vectors)
 
 
 def _estimate(estimate: gk.Estimate) -> dict[str, float] | None:

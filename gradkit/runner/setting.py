@@ -15,13 +15,11 @@ import gradkit as gk
 from gradkit.runner import checkpoint, optimizers, record, tasks
 from gradkit.runner.catalog import nearest
 from gradkit.runner.config import Config, load
-from gradkit.runner.data import loading as data
 from gradkit.runner.data.augmentation import check_images
 from gradkit.runner.data.batches import Batches
-from gradkit.runner.data.dataset import Dataset
 from gradkit.runner.errors import UserError
 from gradkit.runner.members import as_written
-from gradkit.runner.schema import Augment, Data
+from gradkit.runner.schema import Augment
 from gradkit.transforms.sharpness import track_sharpness
 
 PyTree = Any
@@ -80,17 +78,17 @@ def _own(leaf: Any) -> jax.Array:
     return jnp.array(leaf, dtype=jnp.result_type(leaf), copy=True)
 
 
-def prepare(config: Config, read: Callable[[Data], Dataset] = data.load) -> Setting:
+def prepare(config: Config, task: tasks.Task | None = None) -> Setting:
     """Returns everything that a config describes, built.
 
     Args:
-        config: what to build.
-        read: what reads its data.
+        config: the config.
+        task: of another config, which says the same of it; built by default.
 
     Raises:
         UserError: the data or the optimizer's values are not usable.
     """
-    task = tasks.build(config, read)
+    task = task or tasks.build(config)
     examples = len(task.data.x_train)
     size = 1 if task.data.meta["source"] == "none" else config.batch_size
     labels = None if task.data.classes is None else task.data.y_train
@@ -103,6 +101,11 @@ def prepare(config: Config, read: Callable[[Data], Dataset] = data.load) -> Sett
     if config.sharpness_every is not None:
         tx = track_sharpness(tx, every=config.sharpness_every)
     return dataclasses.replace(setting, tx=tx)
+
+
+def task_words(config: Config) -> str:
+    """Returns all that a config says of its task: equal for configs that may share one."""
+    return config.model_dump_json(include={"data", "model", "loss", "task"})
 
 
 def _fits_together(setting: Setting) -> None:
@@ -160,8 +163,13 @@ def _divisor(number: int, most: int) -> int:
     return max(d for d in range(1, min(number, most) + 1) if number % d == 0)
 
 
-def reopen(run: record.Record) -> Setting:
+def reopen(run: record.Record, known: dict[str, tasks.Task] | None = None) -> Setting:
     """Returns the setting of a run that was begun before.
+
+    Args:
+        run: the run.
+        known: tasks by what configs say of them, to which this run's is added. Runs of one task
+            share it, and with it whatever is compiled for its loss.
 
     Raises:
         UserError: its config is not usable, its data or its task have changed, or another version
@@ -174,7 +182,10 @@ def reopen(run: record.Record) -> Setting:
             f"would not go on to the same numbers. Install gradkit {began} to go on with it, or "
             "begin a new run; reports can be made with any version."
         )
-    setting = prepare(load(run.path / record.CONFIG))
+    config, known = load(run.path / record.CONFIG), {} if known is None else known
+    words = task_words(config)
+    setting = prepare(config, known.get(words))
+    known[words] = setting.task
     found = sources(setting.task)
     for name, wanted in {name: run.env.get(name, {}) for name in found}.items():
         then, now = wanted.get("sha256"), found[name]["sha256"]

@@ -14,12 +14,17 @@ def add(commands: Any, action: Callable[..., int]) -> None:
     spectrum = commands.add_parser(
         "spectrum",
         help="Hessian spectrum of a trained model",
-        usage="gradkit spectrum RUN [--checkpoint STEP] [options]\n"
+        usage="gradkit spectrum RUN [RUN ...] [--checkpoint STEP] [options]\n"
         "       gradkit spectrum --task FILE.py:FUNCTION [--params FILE] [--out FOLDER] [options]",
     )
-    spectrum.add_argument("run", nargs="?", metavar="RUN", help="a run folder")
+    spectrum.add_argument("runs", nargs="*", metavar="RUN", help="run folders, or folders of them")
     add = spectrum.add_argument
-    add("--checkpoint", type=_step, metavar="STEP", help="a step, all or best; last by default")
+    add(
+        "--checkpoint",
+        type=_step,
+        metavar="STEP",
+        help="a step, 0 the start; all, best; last by default",
+    )
     add("--task", metavar="FILE.py:FUNCTION", help="returns (problem, params, batch)")
     add("--params", metavar="FILE", help="parameters: an .npz file, or a folder of orbax")
     add("--out", metavar="FOLDER", help="folder for --task; spectra/NAME by default")
@@ -61,8 +66,8 @@ def _data(text: str) -> str:
 
 def check(parsed: argparse.Namespace) -> None:
     """Refuses options that do not go together."""
-    if (parsed.run is None) == (parsed.task is None):
-        got = "neither" if parsed.run is None else "both"
+    if bool(parsed.runs) == (parsed.task is not None):
+        got = "both" if parsed.runs else "neither"
         raise UserError(
             f"spectrum: expected a RUN folder or --task FILE.py:FUNCTION, got {got}; name one"
         )

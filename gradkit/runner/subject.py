@@ -19,6 +19,7 @@ from gradkit.runner import checkpoint, config, elsewhere, record, train
 from gradkit.runner.errors import UserError
 from gradkit.runner.setting import BEST, CHECKPOINTS, reopen, state_at
 from gradkit.runner.stability import stability
+from gradkit.runner.tasks import Task
 from gradkit.tree import path_name
 
 PyTree = Any
@@ -88,14 +89,21 @@ def file_name(step: int | None, operator: str, data: str) -> str:
     return f"{record.SPECTRA}/" + "-".join([f"{step:06d}", *parts] if step is not None else parts)
 
 
-def of_run(run: record.Record, steps: str = "last", data: str = "train") -> Iterator[Subject]:
+def of_run(
+    run: record.Record,
+    steps: str = "last",
+    data: str = "train",
+    known: dict[str, Task] | None = None,
+) -> Iterator[Subject]:
     """Yields the subject of each checkpoint that is asked for, in the order of their steps.
 
     Args:
         run: the run.
-        steps: "last", "all", "best", or the step of a checkpoint.
+        steps: "last", "all" (the start among them), "best", or a step: of a checkpoint, or 0, whose
+            parameters follow from the config.
         data: "train", "test", "training" (the training set as a training step sees it:
             normalized by the batch, with dropout), or how many of the training set to draw.
+        known: tasks of other runs; see `setting.reopen`.
 
     Raises:
         UserError: there is no such checkpoint or a damaged one, the data or the config have
@@ -108,31 +116,34 @@ def of_run(run: record.Record, steps: str = "last", data: str = "train") -> Iter
             f"{run.path}: has no {record.CONFIG}: a model trained elsewhere is looked at by "
             "gradkit spectrum --task FILE.py:FUNCTION --params FILE"
         )
-    if not there:
+    if not there and steps != "0":
         raise UserError(f"{run.path}: {_why_no_checkpoint(run, steps)}")
-    chosen = {"last": there[-1:], "all": there, "best": there}.get(steps) or [int(steps)]
-    if chosen[0] not in there:
+    known_steps = [0, *there]
+    choices = {"last": there[-1:], "all": known_steps, "best": there}
+    chosen = choices.get(steps) or [int(steps)]
+    if not set(chosen) <= set(known_steps):
         raise UserError(
-            f"{run.path}: no checkpoint at step {steps}; there are: {', '.join(map(str, there))}"
+            f"{run.path}: no checkpoint at step {steps}; there are: "
+            f"{', '.join(map(str, known_steps))}"
         )
-    setting = reopen(run)
+    setting = reopen(run, known)
     task = setting.task
     whole = task.data.test if data == "test" else task.data.train
     batch, part = _part(whole, data, "train", setting.config.seed)
     batch = jax.device_put(batch)
     last = checkpoint.steps(run.path / CHECKPOINTS)[-1:]
     for step in chosen:
-        (params, _, model), _, _ = state_at(setting, run.path, step, place)
+        state = state_at(setting, run.path, step, place)[0] if step else setting.initial()
         label = f"{run.path}: step {step}"
-        _check_finite(label, params)
-        more = {} if task.init_state is None else {"state": model}
+        _check_finite(label, state.params)
+        more = {} if task.init_state is None else {"state": state.model}
         if data == "training":
             more["key"] = jax.random.fold_in(setting.key, step)
         yield Subject(
             label=label,
             folder=run.path,
             problem=task.problem,
-            params=params,
+            params=state.params,
             batch=batch | more,
             data=part,
             step=step,

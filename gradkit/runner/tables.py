@@ -8,11 +8,23 @@ from typing import Any
 
 Result = Mapping[str, Any]
 
+_FIGURES = ("loss", "largest", "residual", "smallest", "trace")
+
 
 def overview(results: Sequence[Result]) -> str:
     """Returns one spectrum in full; of several the last one, after a line for each step."""
     *before, last = results
     return "\n\n".join([_steps(results), spectrum(last)] if before else [spectrum(last)])
+
+
+def of_runs(results: Mapping[str, Sequence[Result]]) -> str:
+    """Returns a line for each step of each run, by their names."""
+    rows = [
+        (name, str(result["step"]), *_row(result))
+        for name, several in results.items()
+        for result in several
+    ]
+    return _columns([("run", "step", *_FIGURES), *rows])
 
 
 def spectrum(result: Result) -> str:
@@ -37,10 +49,19 @@ def spectrum(result: Result) -> str:
     point = result.get("point") or {}
     if point.get("kind") not in (None, "not_critical"):
         lines.append(f"{point['kind']}: {point['evidence']}")
+    if share := gradient_share(result):
+        count = len(result["largest"]["values"])
+        lines.append(f"the {count} largest eigenvectors hold {share:.1%} of the squared gradient")
     lines += _totals(result)
     if result.get("blocks"):
         lines += ["", _blocks(result)]
     return "\n".join(lines)
+
+
+def gradient_share(result: Result) -> float | None:
+    """Returns the share of the squared gradient that the largest eigenvectors hold, if known."""
+    shares = result["largest"].get("gradient") or [None]
+    return sum(shares) if all(map(_known, shares)) else None
 
 
 def _totals(result: Result) -> list[str]:
@@ -69,12 +90,13 @@ def _totals(result: Result) -> list[str]:
 
 
 def _steps(results: Sequence[Result]) -> str:
-    head = ("step", "loss", "largest", "residual", "smallest", "trace")
-    return _columns([head, *((str(result["step"]), *_row(result)) for result in results)])
+    return _columns(
+        [("step", *_FIGURES), *((str(result["step"]), *_row(result)) for result in results)]
+    )
 
 
 def _blocks(result: Result) -> str:
-    head = ("block", "parameters", "largest", "residual", "smallest", "trace")
+    head = ("block", "parameters", *_FIGURES[1:])
     rows = [
         (name, str(block["parameters"]), *_row(block)[1:])
         for name, block in result["blocks"].items()

@@ -22,7 +22,6 @@ from gradkit.runner.errors import UserError
 from gradkit.runner.losses import LOSSES, Batch, absolute_error, accuracy
 from gradkit.runner.making import as_user_error, made
 from gradkit.runner.models import OF_TOKENS, Sizes
-from gradkit.runner.schema import Data
 
 PyTree = Any
 
@@ -87,26 +86,22 @@ class Task:
         return {name: metric(outputs, batch) for name, metric in self.metrics.items()}
 
 
-def build(config: Config, read: Callable[[Data], Dataset] = load) -> Task:
+def build(config: Config) -> Task:
     """Returns the task of a config.
-
-    Args:
-        config: what to build.
-        read: what reads its data.
 
     Raises:
         UserError: the data cannot be read or learned from, or a user's task is none.
     """
     if config.task is None:
-        return _supervised(config, read)
+        return _supervised(config)
     if ":" in config.task.name:
-        return _users(config, read)
+        return _users(config)
     return made(config.task, kind="task")
 
 
-def _supervised(config: Config, read: Callable[[Data], Dataset]) -> Task:
+def _supervised(config: Config) -> Task:
     """The model of the config, to learn its data by its loss."""
-    data, given = read(config.data), config.model
+    data, given = load(config.data), config.model
     numbers = data.classes is None
     name = config.loss or ("squared_error" if numbers else "cross_entropy")
     _suits(name, given.name, data)
@@ -156,7 +151,7 @@ def _suits(loss: str, model: str, data: Dataset) -> None:
         )
 
 
-def _users(config: Config, read: Callable[[Data], Dataset]) -> Task:
+def _users(config: Config) -> Task:
     """A task of a user's: an object, or what a function of his returns."""
     assert config.task is not None
     spec, arguments = config.task.name, config.task.arguments
@@ -165,7 +160,7 @@ def _users(config: Config, read: Callable[[Data], Dataset]) -> Task:
         with imported.told(source, f"task {spec} fails"):
             names = inspect.signature(found).parameters
             _takes(spec, names, arguments)
-            found = found(read(config.data), **arguments) if "data" in names else found(**arguments)
+            found = found(load(config.data), **arguments) if "data" in names else found(**arguments)
     task = _as_task(found, source, spec)
     _check(task, spec)
     return task

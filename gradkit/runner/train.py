@@ -17,13 +17,10 @@ import optax
 import gradkit as gk
 from gradkit.runner import checkpoint, guard, record, signals
 from gradkit.runner.config import Config, dump, seedless
-from gradkit.runner.data.dataset import Dataset
-from gradkit.runner.data.loading import load as read
 from gradkit.runner.errors import UserError
 from gradkit.runner.kept import Kept
 from gradkit.runner.programs import Programs, compiled
 from gradkit.runner.progress import Progress
-from gradkit.runner.schema import Data
 from gradkit.runner.setting import (
     BEST,
     CHECKPOINTS,
@@ -33,7 +30,9 @@ from gradkit.runner.setting import (
     reopen,
     sources,
     state_at,
+    task_words,
 )
+from gradkit.runner.tasks import Task
 from gradkit.runner.training import Training
 
 PyTree = Any
@@ -44,29 +43,25 @@ PACKAGES = ("jax", "jaxlib", "optax", "flax", "orbax-checkpoint", "numpy", "scik
 class Workshop:
     """Settings and programs, built once for runs that differ in their seeds and names alone.
 
-    Data are read once for runs in a row that learn from the same.
+    Runs in a row with the same task share it, so that their data are read once.
     """
 
     def __init__(self):
         self._made: dict[str, tuple[Setting, Programs | None]] = {}
-        self._data: tuple[Data, Dataset] | None = None  # the last ones: they may be large
+        self._task: tuple[str, Task] | None = None
 
     def setting(self, config: Config) -> Setting:
         """Returns the setting of a config."""
         name = seedless(config)
         if name not in self._made:
-            self._made = {}
-            self._made = {name: (prepare(config, self.read), None)}
+            words, self._made = task_words(config), {}  # of the last one only: data may be large
+            known = self._task[1] if self._task and self._task[0] == words else None
+            self._task = None
+            setting = prepare(config, known)
+            self._task, self._made = (words, setting.task), {name: (setting, None)}
         made, _ = self._made[name]
         batches = dataclasses.replace(made.batches, seed=config.seed)
         return dataclasses.replace(made, config=config, batches=batches)
-
-    def read(self, given: Data) -> Dataset:
-        """Returns the data set of a config, read once for configs in a row that have the same."""
-        if self._data is None or self._data[0] != given:
-            self._data = None
-            self._data = given, read(given)
-        return self._data[1]
 
     def programs(self, setting: Setting, state: State) -> Programs:
         """Returns the programs of a setting; those made before took no time now."""

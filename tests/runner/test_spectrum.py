@@ -17,7 +17,7 @@ from jax.flatten_util import ravel_pytree
 
 import gradkit as gk
 from gradkit import tree
-from gradkit.runner import elsewhere, progress, record, spectrum, subject, train
+from gradkit.runner import elsewhere, progress, record, setting, spectrum, subject
 from gradkit.runner.cli import main
 from gradkit.runner.config import load
 from gradkit.runner.stability import stability
@@ -58,8 +58,8 @@ def kept_in(folder):
 def _one_task():
     """The runs here are copies of one: their task is built once, and its programs compiled once."""
     with pytest.MonkeyPatch.context() as patch:
-        built, reopen = [], train.reopen
-        patch.setattr(train, "reopen", lambda run: (built or built.append(reopen(run)) or built)[0])
+        tasks, reopen = {}, setting.reopen
+        patch.setattr(subject, "reopen", lambda run, _: reopen(run, tasks))
         yield
 
 
@@ -157,10 +157,11 @@ def here_too(looked_at, tmp_path, monkeypatch):
 def test_every_checkpoint_has_its_spectrum_and_that_of_each_layer(looked_at, monkeypatch):
     monkeypatch.chdir(looked_at)
     assert kept_in("run") == FILES | {"spectrum.json", "spectrum.npz", "spectra"}
-    names = {f"0000{step}-hessian-train{end}" for step in ("06", "12") for end in (".json", ".npz")}
+    ends, steps = (".json", ".npz"), ("00", "06", "12")
+    names = {f"0000{step}-hessian-train{end}" for step in steps for end in ends}
     assert kept_in("run/spectra") == names
     found = record.open_record("run")
-    assert [one.step for one in found.spectra] == [6, 12, 18]
+    assert [one.step for one in found.spectra] == [0, 6, 12, 18]
     assert found.main.step == 18
     for kept, one in zip(found.spectra, subject.of_run(found, "all"), strict=True):
         values, matrix = kept.values, exact(one)
@@ -177,6 +178,32 @@ def test_every_checkpoint_has_its_spectrum_and_that_of_each_layer(looked_at, mon
         for name, rows in sizes.items():
             assert_ends_are(kept.blocks[name].values, matrix[rows, rows])
             assert kept.blocks[name].arrays["nodes"].shape == (4, 10)
+
+
+def test_the_start_is_looked_at_before_there_is_a_checkpoint(here):
+    shutil.rmtree("run/checkpoints")
+    assert run_command("spectrum", "run", "--checkpoint", "0", "--no-density") == 0
+    (kept,) = record.open_record("run").spectra
+    assert (kept.name, kept.step) == ("000000-hessian-train", 0)
+    made = setting.reopen(record.open_record("run"))
+    start = made.initial().params
+    one = next(subject.of_run(record.open_record("run"), "0"))
+    for mine, theirs in zip(*map(jax.tree.leaves, (one.params, start)), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    assert_ends_are(kept.values, exact(one))
+
+
+def test_the_share_of_the_gradient_in_each_of_the_largest_eigenvectors(looked_at, monkeypatch):
+    monkeypatch.chdir(looked_at)
+    found = record.open_record("run")
+    for kept, one in zip(found.spectra, subject.of_run(found, "all"), strict=True):
+        _, Q = np.linalg.eigh(exact(one))
+        gradient = ravel_pytree(gk.observe(one.problem, one.params, one.batch).grad)[0]
+        shares = (Q.T @ np.asarray(gradient, np.float64)) ** 2 / np.sum(np.square(gradient))
+        np.testing.assert_allclose(
+            kept.values["largest"]["gradient"], shares[::-1][:3], rtol=1e-3, atol=1e-5
+        )
+    assert "% of the squared gradient" in Path("run/report.html").read_text("utf-8")
 
 
 def test_the_report_shows_them_all(looked_at):
@@ -197,7 +224,8 @@ def test_what_is_there_is_not_computed_again(here_too, monkeypatch, capsys):
     assert run_command("spectrum", "run") == 0
     assert run_command("spectrum", "run", "--checkpoint", "all", "--no-density") == 0
     out = capsys.readouterr().out
-    assert len([line for line in out.splitlines() if line.startswith(("6 ", "12 ", "18 "))]) == 3
+    told = [line for line in out.splitlines() if line.startswith(("0 ", "6 ", "12 ", "18 "))]
+    assert len(told) == 4
     assert run_command("spectrum", "run", "--checkpoint", "12", "--blocks") == 0
     assert "layers.1" in capsys.readouterr().out
     assert {path: snapshot()[path] for path in before} == before
@@ -388,7 +416,7 @@ def test_a_result_from_before_there_were_slices_is_kept_and_read(here_too, monke
 
 
 RUN_MISTAKES = {
-    "no such checkpoint": (["run", "--checkpoint", "7"], "at step 7; there are: 6, 12, 18"),
+    "no such checkpoint": (["run", "--checkpoint", "7"], "at step 7; there are: 0, 6, 12, 18"),
     "checkpoint word": (
         ["run", "--checkpoint", "first"],
         "expected a step, all, best or last, got",

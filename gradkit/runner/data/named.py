@@ -15,14 +15,16 @@ from gradkit.runner.data.dataset import Examples
 from gradkit.runner.errors import UserError
 
 
-def digits() -> Examples:
-    """1,797 handwritten digits of 8 × 8 pixels, 10 classes.
+def digits(classes: int = 10) -> Examples:
+    """1,797 handwritten digits of 8 × 8 pixels, 10 classes; or those of the first so many classes.
 
     Source: scikit-learn; Alpaydin and Kaynak (1998).
     """
     from sklearn.datasets import load_digits
 
-    x, y = load_digits(return_X_y=True)
+    if not 2 <= classes <= 10:
+        raise ValueError(f"classes: expected 2 to 10, got {classes}")
+    x, y = load_digits(n_class=classes, return_X_y=True)
     return _classified(np.reshape(x, (-1, 8, 8)) / 16, y)  # pixels are 0 to 16
 
 

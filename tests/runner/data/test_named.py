@@ -53,6 +53,16 @@ def test_digits_are_the_real_ones_scaled_to_one():
     assert digits.classes == 10
 
 
+def test_the_digits_of_the_first_classes():
+    three, ten = read({"name": "digits", "classes": 3}), named.digits()
+    assert three.classes == 3
+    pixels = np.concatenate([three.x_train, three.x_test])
+    expected = np.asarray(ten.x)[np.asarray(ten.y) < 3]
+    assert sorted(map(bytes, pixels)) == sorted(map(bytes, expected.astype(np.float32)))
+    with pytest.raises(UserError, match="classes: expected 2 to 10, got 11"):
+        read({"name": "digits", "classes": 11})
+
+
 @pytest.mark.parametrize(
     ("name", "shape", "classes"),
     [("breast_cancer", (569, 30), 2), ("wine", (178, 13), 3), ("diabetes", (442, 10), None)],
