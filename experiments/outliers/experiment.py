@@ -1,9 +1,9 @@
 """The Hessian of a trained classifier has about as many outliers as there are classes.
 
-A network with one hidden layer of 32 learns the first 2, 3, 5 and all 10 classes of the digits from
-pixels between 0 and 1, and all of them again with each pixel standardized. The outliers are counted by
-the widest gap, as a ratio, among the 20 largest eigenvalues: those before it are outliers. The bulk
-is everything else, nearly all of it near zero.
+A network with one hidden layer of 32 learns the first 2, 3, 5 and all 10 classes of the digits
+from pixels between 0 and 1, and all of them again with each pixel standardized. The outliers are
+counted by the widest gap, as a ratio, among the 20 largest eigenvalues: those before it are
+outliers. The bulk is everything else, nearly all of it near zero.
 """
 
 import numpy as np
