@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gradkit.runner.errors import UserError
 from gradkit.runner.schema import Augment
@@ -33,13 +34,13 @@ def augmented(x: jax.Array, key: jax.Array, given: Augment) -> jax.Array:
     return x
 
 
-def check_images(x: jax.Array, source: str) -> None:
+def check_images(x: np.ndarray, source: str) -> None:
     """Refuses inputs that are no images.
 
     Raises:
         UserError: they are not.
     """
-    if x.ndim not in (3, 4) or not jnp.issubdtype(x.dtype, jnp.floating):
+    if x.ndim not in (3, 4) or x.dtype.kind != "f":
         raise UserError(
             "data.augment: expected images of shape (height, width) or (height, width, channels), "
             f"got {x.dtype} of shape {x.shape[1:]} from {source}; leave it out"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,7 +40,7 @@ class Transformer(nnx.Module):
         self.places = (
             None if rotary else nnx.Embed(length, width, embedding_init=embedding, rngs=rngs)
         )
-        given = {"kernel_init": kernel_init, "rngs": rngs}
+        given: dict[str, Any] = {"kernel_init": kernel_init, "rngs": rngs}
         self.blocks = nnx.List(
             [Block(width, heads, own(activation, 1), given, rotary=rotary) for _ in range(layers)]
         )
@@ -64,7 +66,9 @@ class Block(nnx.Module):
     Source: Vaswani et al. (2017); the norm before, as in Xiong et al. (2020).
     """
 
-    def __init__(self, width: int, heads: int, activations: nnx.List, given: dict, *, rotary: bool):
+    def __init__(
+        self, width: int, heads: int, activations: nnx.List, given: dict[str, Any], *, rotary: bool
+    ):
         rngs = given["rngs"]
         self.norms = nnx.List(
             [nnx.LayerNorm(width, use_fast_variance=False, rngs=rngs) for _ in range(2)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +35,8 @@ class Convolutional(nnx.Module):
         dropout: float,
         rngs: nnx.Rngs,
     ):
-        given = dict(zip(("kernel_init", "bias_init"), begin, strict=True)) | {"rngs": rngs}
+        kernel_init, bias_init = begin
+        given: dict[str, Any] = {"kernel_init": kernel_init, "bias_init": bias_init, "rngs": rngs}
         self.pooling = pooling
         self.dropout = nnx.Dropout(dropout)
         strides = 2 if pooling == "stride" else 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,18 +35,23 @@ class Mlp(nnx.Module):
     ):
         kernel_init, bias_init, last_bias = begin
         self.dropout = nnx.Dropout(dropout)
-        given = {"use_bias": bias_init is not None, "bias_init": bias_init or zeros()}
+        given: dict[str, Any] = {
+            "use_bias": bias_init is not None,
+            "bias_init": bias_init or zeros(),
+        }
         layers, norms, gates = [], [], []
         seen, *hidden, outputs = widths
         for width in hidden:
-            layers.append(nnx.Linear(seen, width, kernel_init=kernel_init, rngs=rngs, **given))
+            layers.append(nnx.Linear(seen, width, **given))
             norms += [nnx.BatchNorm(width, rngs=rngs)] if batch_norm else []
             left = jax.eval_shape(activation, jnp.zeros((1, width))).shape[-1]  # of maxout fewer
             if gate_bias is not None:
-                begins = {"kernel_init": zeros(), "bias_init": constant(gate_bias)}
-                gates.append(nnx.Linear(seen, left, rngs=rngs, **begins))
+                opened = constant(gate_bias)
+                gates.append(
+                    nnx.Linear(seen, left, kernel_init=zeros(), bias_init=opened, rngs=rngs)
+                )
             seen = left
-        layers.append(nnx.Linear(seen, outputs, kernel_init=kernel_init, rngs=rngs, **given))
+        layers.append(nnx.Linear(seen, outputs, **given))
         if last_bias is not None:
             layers[-1].bias[...] = last_bias
         self.layers = nnx.List(layers)

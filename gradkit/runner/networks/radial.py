@@ -43,7 +43,7 @@ def start(x: np.ndarray, wanted: np.ndarray, units: int) -> Start:
     different = len(np.unique(x, axis=0))
     if not 2 <= units <= different:
         raise ValueError(f"units: expected 2 to {different}, the different inputs, got {units}")
-    found = KMeans(units, n_init=4, random_state=0).fit(x)
+    found = KMeans(units, n_init="auto", random_state=0).fit(x)
     centers = np.asarray(found.cluster_centers_)
     squares = _squared_distances(centers, centers)
     widths = np.sqrt((squares + np.diag(np.full(units, np.inf))).min(axis=1))
@@ -75,8 +75,13 @@ class Radial(nnx.Module):
         self.centers = kind(jnp.asarray(begin.centers, jnp.float32))
         self.log_widths = kind(jnp.log(jnp.asarray(begin.widths, jnp.float32)))
         weights = jnp.asarray(begin.weights, jnp.float32)
-        self.output = nnx.Linear(len(weights) - 1, weights.shape[1], rngs=rngs)
-        self.output.kernel[...], self.output.bias[...] = weights[:-1], weights[-1]
+        self.output = nnx.Linear(
+            len(weights) - 1,
+            weights.shape[1],
+            kernel_init=lambda *_: weights[:-1],
+            bias_init=lambda *_: weights[-1],
+            rngs=rngs,
+        )
 
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """Returns outputs (examples, outputs) for inputs (examples, ...)."""
