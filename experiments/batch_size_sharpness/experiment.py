@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from gradkit.report.palette import BLUE, RED
+from gradkit.report.scales import log_scale
 from gradkit.runner.compare import open_all
 
 REFERENCE = (
@@ -76,7 +77,7 @@ def ratios(out):
 
 def _texts(found, figure):
     return " and ".join(
-        f"{rows[:, figure].mean():.2f} ± {_error(rows[:, figure]):.2f}" for rows in found.values()
+        f"{rows[:, figure].mean():.3f} ± {_error(rows[:, figure]):.3f}" for rows in found.values()
     )
 
 
@@ -129,14 +130,16 @@ def draw(out):
                 )
     labels = ("λ_max [loss/param²]", "trace [loss/param²]", f"share of |λ| < {NEAR_ZERO:g}")
     for one, label in zip(axes, labels, strict=True):
-        one.set_xscale("log")
         one.set_xlabel("training loss [nats] (training goes left)")
         one.set_ylabel(label)
-    for one in axes[:2]:
-        one.set_yscale("log")
+    found = np.concatenate([way for several in ways(out).values() for way in several])
+    for i, one in enumerate(axes):
+        log_scale(one, found[:, 0], "x")
+        if i < 2:
+            log_scale(one, found[:, i + 1])
     figure.legend(loc="outside lower center", ncols=4)
     figure.suptitle(
-        "The Hessian on the way down, by small batches and by all examples at once",
+        "At the same training loss, small batches are where the loss is a little flatter",
         x=0.01,
         ha="left",
         fontsize=11,

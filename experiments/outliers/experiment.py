@@ -1,9 +1,9 @@
 """The Hessian of a trained classifier has about as many outliers as there are classes.
 
-A network with one hidden layer of 32 learns the first 2, 3, 5 and all 10 classes of the digits
-from pixels between 0 and 1, and all of them again with each pixel standardized. The outliers are
-counted by the widest gap, as a ratio, among the 20 largest eigenvalues: those before it are
-outliers. The bulk is everything else, nearly all of it near zero.
+A network with one hidden layer of 32 learns the first 2, 3, 5 and all 10 classes of the digits from
+pixels between 0 and 1, and all of them again with each pixel standardized. The outliers are counted
+by the widest gap, as a ratio, among the 20 largest eigenvalues: those before it are outliers. The
+bulk is everything else, nearly all of it near zero.
 """
 
 import numpy as np
@@ -20,7 +20,9 @@ MINUTES = 1.5
 CLASSES = (2, 3, 5, 10)
 LOOKS = {2: (BLUE, "o"), 3: (GREEN, "s"), 5: (PINK, "^"), 10: (RED, "D")}
 KINDS = {"plain": "plain pixels", "standardized": "standardized pixels"}
-TITLE = "Sharp directions and classes: as many with plain pixels, not with standardized ones"
+TITLE = (
+    "Outliers stand out from the bulk, one less than there are classes, if pixels stay as they are"
+)
 NEAR_ZERO = 0.05  # of the largest eigenvalue
 
 
@@ -88,9 +90,10 @@ def judge(out):
         f"{' and '.join(parts)}; agreement asks for all, and for nine tenths of all eigenvalues to "
         f"be near zero. With plain pixels it is one less than the number of classes in {exact} "
         "runs: adding one number to all scores changes no probability, so that cross-entropy has a "
-        "direction fewer than there are scores. Standardizing each pixel makes much of pixels that "
-        "hardly vary: classes are then no longer what distinguishes examples most, and the large "
-        "eigenvalues fall off without a gap.",
+        "direction fewer than there are scores. Where the outliers differ much among themselves, "
+        "the widest gap is between two of them, and the count too low: the plot shows it. With each "
+        "pixel standardized, which makes much of those that hardly vary, the large eigenvalues fall "
+        "off without a gap.",
     )
 
 
@@ -122,7 +125,7 @@ def draw(out):
         ranks.set_xlabel("rank (filled: before the widest gap)")
         ranks.set_xticks(range(0, 21, 5))
     axes[0].set_ylabel("eigenvalue / the largest one")
-    axes[1].legend(loc="upper right")
+    axes[0].legend(loc="upper right")
     axes[1].sharey(axes[0])
     last = axes[2]
     last.axline((0, 0), slope=1, color=GRAY, linewidth=1, zorder=0)
