@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
+import itertools
 import json
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -17,6 +20,7 @@ from gradkit.runner.config import load
 
 ROOT = Path(__file__).parents[1]
 NAMES = sorted(path.parent.name for path in (ROOT / "experiments").glob("*/experiment.py"))
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 
 def found(name):
@@ -53,6 +57,45 @@ def test_the_commands_of_an_experiment_are_good_ones(name, run, tmp_path):
             assert load(file, values)
         else:
             assert Path(file).is_relative_to(out)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_experiment_is_whole(name, run):
+    module = run.loaded(name)
+    assert run.claim_of(module)
+    assert (module.__doc__ or "").partition("\n")[0].endswith("."), "the claim: one line"
+    assert module.REFERENCE
+    assert 0 < module.MINUTES < 10
+    for function in (module.commands, module.judge, module.draw):
+        assert [*inspect.signature(function).parameters] == ["out"]
+    assert inspect.isgeneratorfunction(module.commands)
+    result = found(name)
+    assert set(result) == {*run.Finding._fields, "seconds", "commands", "machine"}
+    assert result["measured"]
+    assert result["words"].endswith(".")
+
+
+def test_all_experiments_together_take_less_than_40_minutes(run):
+    assert sum(run.loaded(name).MINUTES for name in NAMES) < 40
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_a_config_says_what_it_asks_costs_and_expects(file):
+    lines = itertools.takewhile(lambda line: line.startswith("#"), file.read_text().splitlines())
+    header = "\n".join(line.removeprefix("#").strip() for line in lines)
+    question, *others = re.split(r"^(?:Cost|Expected|Command): +", header, flags=re.MULTILINE)
+    assert question.strip().endswith("?")
+    assert re.findall(r"^(Cost|Expected|Command):", header, re.MULTILINE) == [
+        *("Cost", "Expected", "Command")
+    ]
+    command = others[-1].partition("     (")[0]  # what it needs
+    program, verb, config, *words = shlex.split(command)
+    assert (program, config) == ("gradkit", f"configs/{file.name}")
+    if verb == "sweep":
+        assert sweep.plan(config, words, None)
+    else:
+        assert verb == "run"
+        assert load(config, words)
 
 
 def test_a_command_that_has_ended_is_not_run_again(run, tmp_path, monkeypatch):

@@ -21,11 +21,13 @@ class Progress:
         total: how many units there are.
         unit: their name, such as "step".
         done: how many of them were done before, by a run that is now resumed.
+        brief: whether a pipe is told only of what takes long, and not of the end: one of many tasks
+            that each have a line of their own.
     """
 
-    def __init__(self, title: str, total: int, unit: str, done: int = 0):
+    def __init__(self, title: str, total: int, unit: str, done: int = 0, *, brief: bool = False):
         self.title, self.total, self.unit = title, total, unit
-        self.done = done
+        self.done, self.brief = done, brief
         self.first = None  # count and time of the first update
         self.shown = 0.0
         self.news = False  # whether there is something that was not shown yet
@@ -38,7 +40,7 @@ class Progress:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        if self.news:
+        if self.news and not (self.brief and self.live is None):
             self._show()
         if self.live is not None:
             self.live.stop()

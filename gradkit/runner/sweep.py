@@ -13,7 +13,10 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Callable, Sequence
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,21 +111,74 @@ def run(
     """
     states = [(point, _state(point)) for point in points]
     groups = _by_seeds([point for point, state in states if state is None]) if together else {}
+    todo = _to_do(states, groups)
+    pace = _Pace()
     for number, (point, state) in enumerate(states, start=1):
-        where = f"{number} of {len(points)}: {point.folder.name}"
+        where, kind = f"{number} of {len(points)}: {point.folder.name}", todo[number - 1]
+        left = pace.left(todo[number - 1 :])
         group = groups.get(seedless(point.config), [])
-        if state is None and together is not None and len(group) > 1:
-            if point == group[0]:
-                tell(f"{where} and {len(group) - 1} more seeds at once")
-                together([one.config for one in group], [one.folder for one in group])
-        elif state is None:
-            tell(where)
-            begin(point.config, point.folder)
-        elif state.summary is not None:
+        if state is not None and state.summary is not None:
             tell(f"{where}: {state.summary.get('status')} before")
+        elif state is not None:
+            tell(f"{where}: going on{left}")
+            with pace.timed(kind):
+                resume(state)
+        elif together is None or len(group) < 2:
+            tell(f"{where}{left}")
+            with pace.timed(kind):
+                begin(point.config, point.folder)
+        elif point == group[0]:
+            tell(f"{where} and {len(group) - 1} more seeds at once{left}")
+            with pace.timed(kind):
+                together([one.config for one in group], [one.folder for one in group])
+
+
+def _to_do(
+    states: Sequence[tuple[Point, record.Record | None]], groups: dict[str, list[Point]]
+) -> list[str | None]:
+    """Of each point how it will be trained: compiled first, or not; None if not by itself."""
+    kinds: list[str | None] = []
+    before = None
+    for point, state in states:
+        key = seedless(point.config)
+        group = groups.get(key, [])
+        if state is not None:
+            kinds.append("compiled" if state.summary is None else None)
+        elif len(group) > 1:
+            kinds.append("compiled" if point == group[0] else None)
         else:
-            tell(f"{where}: going on")
-            resume(state)
+            kinds.append("compiled" if key != before else "as before")
+            before = key
+    return kinds
+
+
+class _Pace:
+    """What runs have taken so far: those that were compiled first, and the others."""
+
+    def __init__(self):
+        self.seconds: dict[str | None, list[float]] = {}
+
+    @contextmanager
+    def timed(self, kind: str | None) -> Iterator[None]:
+        """Takes the time of a run."""
+        start = time.perf_counter()
+        yield
+        self.seconds.setdefault(kind, []).append(time.perf_counter() - start)
+
+    def left(self, todo: Sequence[str | None]) -> str:
+        """What runs still to do will take, in words; nothing as long as there is none to go by."""
+        if not self.seconds:
+            return ""
+        known = {kind: statistics.fmean(taken) for kind, taken in self.seconds.items()}
+        some = statistics.fmean(known.values())
+        seconds = sum(known.get(kind, some) for kind in todo if kind is not None)
+        if seconds < 1:
+            return ""
+        return (
+            f" (some {seconds:.0f} s left)"
+            if seconds < 100
+            else (f" (some {seconds / 60:.0f} min left)")
+        )
 
 
 def _by_seeds(points: Sequence[Point]) -> dict[str, list[Point]]:

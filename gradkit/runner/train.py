@@ -84,13 +84,14 @@ def begin(
         KeyboardInterrupt: as from `resume`.
     """
     refuse_existing(folder)
+    one_of_many = workshop is not None
     workshop = workshop or Workshop()
     setting = workshop.setting(config)
     state = setting.initial()
     programs = workshop.programs(setting, state)
     with claimed(folder):
         describe(folder, setting, state, command)
-        return _train(Training(setting, programs, state), folder)
+        return _train(Training(setting, programs, state), folder, brief=one_of_many)
 
 
 def refuse_existing(folder: Path) -> None:
@@ -177,8 +178,9 @@ def _check_metrics(folder: Path, step: int) -> None:
     )
 
 
-def _train(training: Training, folder: Path) -> dict[str, Any]:
-    progress = Progress("train", training.setting.steps, "step", done=training.step)
+def _train(training: Training, folder: Path, *, brief: bool = False) -> dict[str, Any]:
+    steps = training.setting.steps
+    progress = Progress("train", steps, "step", done=training.step, brief=brief)
     with Kept.open(training, folder) as kept, progress, signals.patience() as asked:
         while training.goes_on and asked.by is None:
             kept.keep(training.advance(), progress)

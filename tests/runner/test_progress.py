@@ -50,6 +50,19 @@ def test_an_instant_task_is_one_line(clock, capsys):
     assert lines(capsys) == ["train 3/3 steps"]
 
 
+def test_one_of_many_tells_of_what_takes_long_and_not_of_its_end(clock, capsys):
+    with Progress("train", 3, "step", brief=True) as progress:
+        progress.update(1)
+        progress.update(3)
+    assert lines(capsys) == []
+    with Progress("train", 90, "step", brief=True) as progress:
+        progress.update(1)
+        clock.now += 3
+        progress.update(31)
+        progress.update(90)
+    assert lines(capsys) == ["train 31/90 steps  10 steps/s  remaining 6 s"]
+
+
 def test_nothing_done_is_nothing_said(clock, capsys):
     with Progress("train", 3, "step", done=3):
         clock.now += 60

@@ -1,6 +1,8 @@
 """A sweep makes a run of each combination once, and its table is the truth of the folders."""
 
 import json
+import re
+import types
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +118,29 @@ def test_started_again_it_does_what_is_left():
     ]
 
 
+@pytest.mark.parametrize("at_once", [False, True])
+def test_what_is_left_is_told_by_what_runs_took(at_once, monkeypatch):
+    clock = types.SimpleNamespace(now=0.0)
+    monkeypatch.setattr(sweep, "time", types.SimpleNamespace(perf_counter=lambda: clock.now))
+    points = sweep.plan("tiny.yaml", ["epochs=1,2,3", "seed=0:3"], None)
+    told = []
+
+    def begin(config, folder):
+        clock.now += 10 if config.seed == 0 else 2  # the first of its epochs is compiled
+
+    def together(configs, folders):
+        clock.now += 50
+
+    words = {"together": together} if at_once else {}
+    sweep.run(points, told.append, begin=begin, resume=told.append, **words)
+    left = [re.search(r"\(some (.*) left\)|$", line)[1] for line in told]
+    if at_once:
+        assert left == [None, "2 min", "50 s"]
+        return
+    # after the first all others seem to take 10 s, then 10 s or 2 s
+    assert left == [None, *("80 s", "30 s", "28 s", "18 s", "16 s", "14 s", "4 s", "2 s")]
+
+
 def test_a_folder_of_another_config_stops_it_before_it_begins():
     points = sweep.plan("tiny.yaml", ["seed=0:2"], None)
     pretend(points[1].folder, points[0].config)
@@ -129,7 +154,8 @@ def test_a_folder_of_another_config_stops_it_before_it_begins():
 def test_from_the_command_line_to_the_table(capsys):
     words = ["sweep", "tiny.yaml", "optimizer.learning_rate=0.01,1e38", "seed=0:2"]
     assert main(words) == 0
-    shown = capsys.readouterr().out
+    shown, told = capsys.readouterr()
+    assert len([line for line in told.splitlines() if "train" in line or " of 4: " in line]) == 4
     assert main(words) == 0
     again = capsys.readouterr()
     assert again.out == shown
