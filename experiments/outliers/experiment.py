@@ -91,9 +91,9 @@ def judge(out):
         f"be near zero. With plain pixels it is one less than the number of classes in {exact} "
         "runs: adding one number to all scores changes no probability, so that cross-entropy has a "
         "direction fewer than there are scores. Where the outliers differ much among themselves, "
-        "the widest gap is between two of them, and the count too low: the plot shows it. With each "
-        "pixel standardized, which makes much of those that hardly vary, the large eigenvalues fall "
-        "off without a gap.",
+        "the widest gap is between two of them, and the count too low: the plot shows it. "
+        "With each pixel standardized, which makes much of those that hardly vary, the large "
+        "eigenvalues fall off without a gap.",
     )
 
 
