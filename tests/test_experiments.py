@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from gradkit.runner import listing, sweep
 from gradkit.runner.config import load
+from gradkit.runner.data import installed
 
 ROOT = Path(__file__).parents[1]
 NAMES = sorted(path.parent.name for path in (ROOT / "experiments").glob("*/experiment.py"))
@@ -42,7 +43,8 @@ def here(monkeypatch):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_commands_of_an_experiment_are_good_ones(name, run, tmp_path):
+def test_the_commands_of_an_experiment_are_good_ones(name, run, monkeypatch):
+    monkeypatch.setattr(installed, "missing", lambda name: "")  # as where the results are from
     commands = found(name)["commands"]
     out = run.RUNS / name
     assert commands[0] == next(iter(run.loaded(name).commands(out)))
@@ -125,6 +127,17 @@ def test_a_command_that_has_ended_is_not_run_again(run, tmp_path, monkeypatch):
     assert "gradkit list\ngradkit list adam" in (tmp_path / "claim" / "README.md").read_text(
         "utf-8"
     )
+
+
+def test_a_run_that_was_interrupted_goes_on(run, tmp_path):
+    words = ["run", "config.yaml", "--out", str(tmp_path / "one")]
+    assert run.to_go_on(words) == words
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "config.yaml").touch()
+    assert run.to_go_on(words) == ["run", "--resume", str(tmp_path / "one")]
+    sweep = ["sweep", *words[1:]]
+    assert run.to_go_on(sweep) == sweep  # goes on by itself
+    assert run.to_go_on(["list"]) == ["list"]
 
 
 @pytest.mark.parametrize("name", NAMES)
