@@ -35,10 +35,8 @@ class Mlp(nnx.Module):
     ):
         kernel_init, bias_init, last_bias = begin
         self.dropout = nnx.Dropout(dropout)
-        given: dict[str, Any] = {
-            "use_bias": bias_init is not None,
-            "bias_init": bias_init or zeros(),
-        }
+        given: dict[str, Any] = {"use_bias": bias_init is not None}
+        given |= {"bias_init": bias_init or zeros(), "kernel_init": kernel_init, "rngs": rngs}
         layers, norms, gates = [], [], []
         seen, *hidden, outputs = widths
         for width in hidden:
