@@ -112,10 +112,13 @@ def judge(out):
     first, *_, last = PUBLISHED
     listed = ", ".join(f"{name} {m:.2f} ± {e:.2f} %" for name, (m, e) in means.items())
     strengths = ", ".join(f"{name} {best(out, name):g}" for name in PUBLISHED)
+    lowest = min(means, key=lambda name: means[name][0])
     words = (
         f"Of the 10 pairs {settled} are in the published order by more than two standard errors, "
         f"{len(against)} against it{': ' if against else ''}{', '.join(against)}; the others are "
-        f"not told apart. Strengths: {strengths} (λ₂, with λ₁ = λ₂/10, or c). The standard errors "
+        f"not told apart. The lowest mean is that of {lowest}. So few examples of 8 × 8 pixels leave "
+        "the regularizers less to tell apart than the 60,000 of MNIST did, and seeds differ more. "
+        f"Strengths: {strengths} (λ₂, with λ₁ = λ₂/10, or c). The standard errors "
         "are over seeds, of one training and one test set: another draw of the 899 test digits "
         f"would move a single error by some {100 * np.sqrt(0.06 * 0.94 / 899):.1f} %, all of them "
         "alike for the most part."
@@ -141,6 +144,9 @@ def draw(out):
     there.invert_yaxis()
     there.set_title("published, MNIST", fontsize=9)
     here.set_title("measured, 200 digits", fontsize=9)
-    for axes in (there, here):
-        axes.set_xlabel("test error [%]")
+    there.set_xlabel("test error [%]")
+    here.set_xlabel("test error, mean ± standard error over five seeds [%]")
+    figure.suptitle(
+        "On 200 digits seeds differ by as much as regularizers do", x=0.01, ha="left", fontsize=11
+    )
     return figure
