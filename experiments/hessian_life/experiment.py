@@ -163,7 +163,7 @@ WHY = {
     "they do: see batch_size_sharpness)",
     "gradient": "the top directions hold less than half of the gradient, and on the full batch, "
     "where descent is done first with the sharpest directions, next to nothing",
-    "normalization": "λ_max is not lower with batch normalization",
+    "normalization": "λ_max is not lower with batch normalization, neither at the start nor later",
     "negative": "negative eigenvalues do not become both fewer and smaller",
 }
 
@@ -183,7 +183,7 @@ def judge(out):
         "Shares of the gradient are those of the first-order methods without normalization, after "
         "the start, on all examples; negative means below −λ_max/1000. A Hessian that "
         "rounding does not resolve any more, its loss being nearly zero, has no spectrum here: so "
-        "L-BFGS is seen on the first half of its steps.",
+        "the two second-order methods are seen on their first steps alone.",
     )
 
 
@@ -241,8 +241,7 @@ def draw(out):
     ]
     figure.legend(handles=lines, loc="outside lower center", ncols=11)
     figure.suptitle(
-        "The life of a Hessian: curvature falls, the negative side first; sharp directions keep "
-        "the gradient with small batches alone",
+        "The life of a Hessian: it flattens, and most on its negative side",
         x=0.01,
         ha="left",
         fontsize=13,
