@@ -344,7 +344,7 @@ def _spectra(runs: Sequence[Record], options: Options, steps: str, data: str) ->
     from gradkit.runner import survey, tables
 
     try:
-        found = survey.survey(
+        found, whole = survey.survey(
             *(runs, options, lambda line: print(line, file=sys.stderr, flush=True)),
             steps=steps,
             data=data,
@@ -352,7 +352,7 @@ def _spectra(runs: Sequence[Record], options: Options, steps: str, data: str) ->
     except KeyboardInterrupt as error:
         return fail("interrupted; the same command goes on from there", signaled(error))
     print(tables.of_runs(found))
-    return 0 if all(found.values()) else 1
+    return 0 if whole else 1
 
 
 def _report(parsed: argparse.Namespace, _: Sequence[str]) -> int:

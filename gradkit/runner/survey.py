@@ -24,8 +24,8 @@ def survey(
     *,
     steps: str = "last",
     data: str = "train",
-) -> dict[str, list[dict[str, Any]]]:
-    """Returns the spectra of each run by its folder; none of a run that left nothing to look at.
+) -> tuple[dict[str, list[dict[str, Any]]], bool]:
+    """Returns the spectra of each run by its folder, and whether none had to be left out.
 
     Args:
         runs: the runs.
@@ -34,11 +34,13 @@ def survey(
         steps, data: as for `subject.of_run`.
 
     Raises:
-        UserError: as from `subject.of_run` and `spectrum.compute`, but for a run that diverged.
+        UserError: as from `subject.of_run` and `spectrum.compute`, if there is no spectrum at all;
+            as long as there is one, what cannot be looked at is told and left out.
     """
     tasks: dict[str, Task] = {}
     found: dict[str, list[dict[str, Any]]] = {}
     taken: list[float] = []
+    refused: UserError | None = None
     for number, run in enumerate(runs, start=1):
         left = _left(taken, len(runs) - len(taken))
         tell(f"{number} of {len(runs)}: {run.name}{left}")
@@ -47,11 +49,12 @@ def survey(
             for one in subject.of_run(run, steps, data, tasks):
                 results.append(spectrum.compute(one, options))
         except UserError as error:
-            if (run.summary or {}).get("status") != "diverged":
-                raise
+            refused = error
             tell(f"left out: {error}")
         taken.append(time.perf_counter() - start)
-    return found
+    if refused is not None and not any(found.values()):
+        raise refused
+    return found, refused is None
 
 
 def _left(taken: Sequence[float], count: int) -> str:

@@ -49,7 +49,7 @@ def spectrum(result: Result) -> str:
     point = result.get("point") or {}
     if point.get("kind") not in (None, "not_critical"):
         lines.append(f"{point['kind']}: {point['evidence']}")
-    if share := gradient_share(result):
+    if (share := _gradient_share(result)) is not None:
         count = len(result["largest"]["values"])
         lines.append(f"the {count} largest eigenvectors hold {share:.1%} of the squared gradient")
     lines += _totals(result)
@@ -58,10 +58,11 @@ def spectrum(result: Result) -> str:
     return "\n".join(lines)
 
 
-def gradient_share(result: Result) -> float | None:
+def _gradient_share(result: Result) -> float | None:
     """Returns the share of the squared gradient that the largest eigenvectors hold, if known."""
-    shares = result["largest"].get("gradient") or [None]
-    return sum(shares) if all(map(_known, shares)) else None
+    shares: list[float | None] = result["largest"].get("gradient") or []
+    known = [share for share in shares if share is not None and math.isfinite(share)]
+    return sum(known) if known and len(known) == len(shares) else None
 
 
 def _totals(result: Result) -> list[str]:

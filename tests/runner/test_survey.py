@@ -102,6 +102,14 @@ def test_a_run_that_left_nothing_to_look_at_is_left_out(here, capsys):
     assert [line.split()[0] for line in out.splitlines()[1:]] == [f"sweep/{NAMES[0]}"]
 
 
+def test_where_no_run_can_be_looked_at_it_is_a_mistake(here, capsys):
+    shutil.copytree("wild", "other")
+    assert main(["spectrum", "wild", "other"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "gradkit: other: diverged before its first checkpoint" in err
+
+
 def test_ctrl_c_says_how_to_go_on(here, capsys, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
