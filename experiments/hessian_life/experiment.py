@@ -1,6 +1,6 @@
 """While a network learns, its Hessian loses its negative side and comes to hold the gradient.
 
-A 64-24-24-10 network learns the digits by nine optimizers, with batches of 32 and with all 1,408
+A 64-24-24-10 network learns the digits by ten optimizers, with batches of 32 and with all 1,408
 examples at once, and by some of them with batch normalization. The spectrum on all examples is
 taken at the start and four times on the way. Five things are known of it: the sharpness λ_max of
 full-batch gradient descent rises toward 2/η, which small batches keep away from; as many top
@@ -37,7 +37,11 @@ FIRST_ORDER = {
     "adam": "{name: adam, learning_rate: 3e-3}",
     "adamw": "{name: adamw, learning_rate: 3e-3, weight_decay: 0.01}",
 }
-SECOND_ORDER = {"newton_cg": "newton_cg", "lbfgs": "lbfgs"}  # on the full batch
+SECOND_ORDER = {  # on the full batch
+    "newton_cg": "newton_cg",
+    "lbfgs": "lbfgs",
+    "hessian_free": "{name: hessian_free, max_steps: 30}",
+}
 NORMALIZED = ("sgd", "adam")
 CONFIG = "configs/hessian_life.yaml"
 BATCHES = {"small": "with small batches", "full": "on the full batch"}
