@@ -103,4 +103,5 @@ def test_the_list_of_experiments(run):
 
 def test_an_unknown_experiment(run, capsys):
     assert run.main(["xro"]) == 2
-    assert "no experiment 'xro'; there are line_fit, " in capsys.readouterr().err
+    words = capsys.readouterr().err
+    assert words == f"no experiment 'xro'; there are {', '.join(NAMES)}\n"
