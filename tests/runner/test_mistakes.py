@@ -469,7 +469,7 @@ CASES = {
     ),
     "text for an mlp": Case(
         "run tiny.yaml data.source=t.txt",
-        "mlp learns from numbers | t.txt holds tokens | write a task of your own",
+        "mlp learns from numbers | t.txt holds tokens | choose the model transformer",
         text("t.txt", "abcd" * 300),
     ),
     # tasks
