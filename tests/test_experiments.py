@@ -103,4 +103,4 @@ def test_the_list_of_experiments(run):
 
 def test_an_unknown_experiment(run, capsys):
     assert run.main(["xro"]) == 2
-    assert "no experiment 'xro'; there are line_fit, " in capsys.readouterr().err
+    assert f"no experiment 'xro'; there are {NAMES[0]}, " in capsys.readouterr().err
