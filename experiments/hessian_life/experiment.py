@@ -185,7 +185,8 @@ def judge(out):
         + "The edge asks for 0.9 to 1.1 of the limit 2/η, or what momentum makes of it, at the end "
         "of each of the three full-batch descents; the batch for a smaller λ_max in each of them. "
         "Shares of the gradient are those of the first-order methods without normalization, after "
-        "the start, on all examples; negative means below −λ_max/1000. A Hessian that "
+        "the start, on all examples; negative means below −λ_max/1000, a share that four "
+        "probes tell to a tenth or so. A Hessian that "
         "rounding does not resolve any more, its loss being nearly zero, has no spectrum here: so "
         "the two second-order methods are seen on their first steps alone.",
     )
