@@ -75,7 +75,9 @@ def judge(out):
         f"run it is within {NEAR:.0%} of the limit, that the sharpness came there from below (it "
         f"was as low as {lowest:.2f} of the limit), and that the loss, which swings at the edge, "
         "is lower in the last quarter than in the one before, on average. It is "
-        f"{'in all' if loss_falls else 'not in all'} runs.",
+        f"{'in all' if loss_falls else 'not in all'} runs. At first agreement asked for a lower "
+        "loss at the last step than before, which a spike decides, and looked for the sharpness "
+        "below its limit after step 100 alone, when at η = 0.4 it is there already.",
     )
 
 

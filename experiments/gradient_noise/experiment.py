@@ -123,7 +123,10 @@ def judge(out):
         f"{PARAMETERS}, so the examples seen are the cost. By the clock a step took {took} here: "
         f"{EXAMPLES:,} times the work in {times[EXAMPLES] / times[1]:.0f} times the time, since a "
         f"step of so small a model is mostly overhead. So the loss takes {clock} by the clock: "
-        "single examples, which are cheap by the count, are not by the clock.",
+        "single examples, which are cheap by the count, are not by the clock. Two earlier designs, "
+        "with 64 draws of the largest batch in a run and 5 and 16 seeds, had exponents of "
+        "−0.4958 ± 0.0014 and −0.4962 ± 0.0010, three to four errors from −½; this one draws "
+        "every size at least 256 times.",
     )
 
 

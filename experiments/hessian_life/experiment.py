@@ -188,7 +188,7 @@ def judge(out):
         "the start, on all examples; negative means below −λ_max/1000, a share that four "
         "probes tell to a tenth or so. A Hessian that "
         "rounding does not resolve any more, its loss being nearly zero, has no spectrum here: so "
-        "the two second-order methods are seen on their first steps alone.",
+        "the second-order methods are seen on their first steps alone.",
     )
 
 
