@@ -17,7 +17,6 @@ import importlib.util
 import json
 import os
 import shlex
-import subprocess
 import sys
 import time
 from importlib.metadata import version
@@ -25,7 +24,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import jax
+
 from gradkit.report.svg import drawing
+from gradkit.runner import cli
 
 HERE = Path(__file__).parent
 RUNS = Path("runs/experiments")
@@ -86,8 +88,8 @@ def performed(name: str, module: ModuleType) -> int:
             continue
         print(f"  {command}")
         start = time.perf_counter()
-        words = [sys.executable, "-m", "gradkit.runner.cli", *to_go_on(shlex.split(command)[1:])]
-        status = subprocess.run(words).returncode
+        status = cli.main(to_go_on(shlex.split(command)[1:]))
+        jax.clear_caches()  # what a command compiles is of no use to the next
         if status not in (0, 1):  # 1: a run diverged, which may be what is shown
             print(f"  {name}: ended with status {status}; started again, it goes on from here")
             return status

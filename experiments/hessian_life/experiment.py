@@ -13,7 +13,7 @@ import dataclasses
 import numpy as np
 from matplotlib.figure import Figure
 
-from gradkit.report.palette import GRAY, GREEN, Look, optimizer_looks
+from gradkit.report.palette import GRAY, optimizer_looks
 from gradkit.report.quantities import number
 from gradkit.report.ridges import draw_ridges
 from gradkit.report.svg import INK
@@ -195,7 +195,7 @@ def judge(out):
 def draw(out):
     """The density over one training, and five figures of all."""
     life = lives(out)
-    looks = optimizer_looks([*FIRST_ORDER, *SECOND_ORDER]) | {"momentum": Look(GREEN, "X")}
+    looks = optimizer_looks([*FIRST_ORDER, *SECOND_ORDER])
     figure = Figure(figsize=(12, 7.2), layout="constrained")
     axes = figure.subplots(2, 3)
     ridge = axes[0, 0]

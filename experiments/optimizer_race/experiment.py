@@ -28,10 +28,7 @@ PASSES = 20
 GRID = (0.001, 0.004, 0.016, 0.064, 0.256)
 SEEDS = 5
 STEPWISE = {"batch": 100, "words": "batch_size=100 epochs=20"}
-CURVED = {
-    "batch": 1000,
-    "words": "batch_size=1000 curvature.examples=250 epochs=4 log_every=1 evaluate_every=1",
-}
+CURVED = "batch_size=1000 curvature.examples=250 epochs={} log_every=1 evaluate_every=1"
 WHOLE = {"batch": None, "words": "epochs=20 log_every=1 evaluate_every=1"}
 METHODS = {
     "sgd": ({"name": "sgd"}, STEPWISE),
@@ -41,8 +38,14 @@ METHODS = {
     "rmsprop": ({"name": "rmsprop"}, STEPWISE),
     "adam": ({"name": "adam"}, STEPWISE),
     "adamw": ({"name": "adamw"}, STEPWISE),
-    "newton_cg": ({"name": "newton_cg", "max_steps": 20}, CURVED),
-    "hessian_free": ({"name": "hessian_free", "max_steps": 20}, CURVED),
+    "newton_cg": (
+        {"name": "newton_cg", "max_steps": 20},
+        {"batch": 1000, "words": CURVED.format(10)},
+    ),
+    "hessian_free": (
+        {"name": "hessian_free", "max_steps": 20},
+        {"batch": 1000, "words": CURVED.format(4)},
+    ),
     "lbfgs": ({"name": "lbfgs"}, WHOLE),
 }
 CURVED_ONES = ("newton_cg", "hessian_free", "lbfgs")  # dashed
@@ -106,8 +109,8 @@ def race(run):
 
 
 def at(each, cost, where, figure):
-    """A figure of each seed where a cost is reached, on lines between evaluations."""
-    return np.array([np.interp(where, run[cost], run[figure]) for run in each])
+    """A figure of each seed where a cost is reached, on lines between evaluations; else NaN."""
+    return np.array([np.interp(where, run[cost], run[figure], np.nan, np.nan) for run in each])
 
 
 def steps_to(each, loss):
