@@ -18,7 +18,7 @@ REFERENCE = (
     "loss − least loss ≤ ‖θ₀ − θ*‖²/(2ηT), T = O(L/ε); with λ_min > 0 a factor (1 − η λ_min)² a "
     "step, T = O(log 1/ε) (Nesterov 2004)"
 )
-MINUTES = 0.2
+MINUTES = 0.1
 DECADES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6, 1e-6)
 LOOKS = {0.1: (GREEN, "$10^{-1}$"), 0.01: (BLUE, "$10^{-2}$"), 1e-6: (RED, "$10^{-6}$")}
 ROUNDING = 1e-10  # below it a loss is not looked at

@@ -21,7 +21,7 @@ REFERENCE = (
     "zeros: those of the soft threshold sign(z) max(|z| − λ, 0) on orthonormal inputs, those of "
     "scikit-learn's Lasso on others; none with an L2 penalty (Tibshirani 1996)"
 )
-MINUTES = 0.5
+MINUTES = 0.4
 PENALTIES = {
     "lasso_orthonormal": (0.2, 0.5, 1.0, 1.5, 2.0, 2.5),
     "lasso": (0.5, 2.0, 5.0, 10.0, 20.0, 40.0),

@@ -105,7 +105,7 @@ def test_every_config_runs_two_steps_and_has_a_spectrum(tmp_path, monkeypatch, c
         pytest.skip(f"{config.stem}: its data are not installed")
     (tmp_path / "experiments").symlink_to(CONFIGS.parent / "experiments")
     if load(config).data.source.name in ("digits", "fashion_mnist"):
-        small += ["data.examples=1400", "batch_size=700"]
+        small += ["data.examples=400", "batch_size=200"]
     assert run_command("run", config, *small) == 0
     folder = Path("runs") / config.stem
     trained = TRAINED | ({"best"} if load(config).best.metric else set())

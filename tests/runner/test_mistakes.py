@@ -745,7 +745,7 @@ CASES = {
     ),
     "spectrum of no step": Case(
         "spectrum run --checkpoint 7",
-        "no checkpoint at step 7 | run | there are: 6, 12, 18",
+        "no checkpoint at step 7 | run | there are: 0, 6, 12, 18",
         run=True,
     ),
     "spectrum of a wrong step": Case(

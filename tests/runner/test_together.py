@@ -76,8 +76,11 @@ def test_another_config_is_built_anew():
     assert workshop.setting(configs()[1]).task is first.task
     assert workshop.setting(configs()[1]).batches.seed == 1
     other = workshop.setting(configs(batch_size=8)[0])
-    assert other.task is not first.task
+    assert other.tx is not first.tx
     assert other.batches.size == 8
+    assert other.task is first.task  # data are read once
+    data = {**SMALL["data"], "preprocess": "min_max"}
+    assert workshop.setting(configs(data=data)[0]).task is not first.task
 
 
 @pytest.mark.parametrize("streamed", [False, True])
