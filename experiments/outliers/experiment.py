@@ -16,7 +16,7 @@ REFERENCE = (
     "about as many outliers as classes, the bulk near zero (Sagun et al. 2018, Ghorbani et al. "
     "2019, Papyan 2019)"
 )
-MINUTES = 1.5
+MINUTES = 2.7
 CLASSES = (2, 3, 5, 10)
 LOOKS = {2: (BLUE, "o"), 3: (GREEN, "s"), 5: (PINK, "^"), 10: (RED, "D")}
 KINDS = {"plain": "plain pixels", "standardized": "standardized pixels"}

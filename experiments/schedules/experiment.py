@@ -15,7 +15,7 @@ from gradkit.runner.compare import compared, open_all
 from gradkit.runner.rows import Mean
 
 REFERENCE = "constant η: a floor of ½ Σ ησ²/(2 − ηλ); falling rates end below it (Robbins & Monro)"
-MINUTES = 1
+MINUTES = 0.9
 EIGENVALUES = (0.1, 0.3, 1.0)
 STEPS, PEAK, LAST = 10010, 0.3, 1000  # the end of a run is the mean over its last steps
 CONSTANT = (0.3, 0.1, 0.03)

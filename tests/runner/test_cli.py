@@ -106,6 +106,8 @@ def test_every_config_runs_two_steps_and_has_a_spectrum(tmp_path, monkeypatch, c
     (tmp_path / "experiments").symlink_to(CONFIGS.parent / "experiments")
     if load(config).data.source.name in ("digits", "fashion_mnist"):
         small += ["data.examples=400", "batch_size=200"]
+    if load(config).data.source.name == "python_text":
+        small += ["data.source={name: python_text, characters: 8000}", "batch_size=16"]
     assert run_command("run", config, *small) == 0
     folder = Path("runs") / config.stem
     trained = TRAINED | ({"best"} if load(config).best.metric else set())
