@@ -12,9 +12,10 @@ import optax
 from jax.tree_util import Partial
 
 from gradkit import tree
-from gradkit.core import needs_count, needs_params, required
+from gradkit.core import needs_count
 from gradkit.krylov.iterates import Iterates, iterates
 from gradkit.operators import Operator
+from gradkit.optimizers.modelled import Local
 from gradkit.searches.acceptance import ratio
 from gradkit.states import Work
 from gradkit.transforms.link import Link, link
@@ -136,28 +137,22 @@ def hessian_free(
         )
 
     def update(updates, state, params, h, **extra):
-        needs_params(params, member="hessian_free")
-        f, value_fn, curvature = (
-            required(extra, name, member="hessian_free")
-            for name in ("value", "value_fn", "curvature")
-        )
-        g = optax.tree.cast_like(updates, params)
-        g_norm = tree.norm(g)
-        usable = jnp.isfinite(g_norm) & jnp.isfinite(f) & (g_norm > 0)
-        g = optax.tree.where(usable, g, optax.tree.zeros_like(g))
-        lam = state.damping
+        here = Local.of(updates, params, extra, "hessian_free")
+        f, g_norm, usable, lam = here.value, here.g_norm, here.usable, state.damping
+        zeros = optax.tree.zeros_like(here.g)
+        g = optax.tree.where(usable, here.g, zeros)
 
         found = iterates(
-            curvature() + lam,
+            here.A + lam,
             optax.tree.scale(-1, g),
-            optax.tree.where(usable, tree.scaled(h.decay, state.direction), g),
+            optax.tree.where(usable, tree.scaled(h.decay, state.direction), zeros),
             tol=h.tol,
             max_steps=max_steps,
             preconditioner=_preconditioner(extra.get("diagonal"), lam, power),
         )
 
         def loss(alpha, d):
-            return value_fn(tree.add_scaled(params, alpha, d)).astype(f.dtype)
+            return here.value_fn(tree.add_scaled(params, alpha, d)).astype(f.dtype)
 
         j, f_j, walked = _walked_back(found, lambda d: loss(1, d), g)
         d = found.row(j, g)
@@ -165,14 +160,13 @@ def hessian_free(
         bent = found.curvature <= 0
         steepest = bent & (found.steps <= 1)
         d = optax.tree.where(steepest, optax.tree.scale(-1, g), d)
-        f_j = jnp.where(steepest, loss(1, d), f_j)
+        f_j = jax.lax.cond(steepest, lambda: loss(1, d), lambda: f_j)
         alpha, accepted, tried = _searched(f, f_j, tree.inner(g, d), lambda a: loss(a, d), usable)
 
         growth = jnp.where((rho < POOR) | bent, CHANGE, jnp.where(rho > GOOD, 1 / CHANGE, 1))
         eps = jnp.finfo(lam.dtype).eps
         following = jnp.clip(lam * growth, eps**2, 1 / eps).astype(lam.dtype)
         residual = found.residual_norm / jnp.where(g_norm > 0, g_norm, 1)
-        zeros = optax.tree.zeros_like(g)
         return optax.tree.where(accepted, tree.scaled(alpha, d), zeros), HessianFreeState(
             damping=jnp.where(usable, following, lam),
             direction=optax.tree.where(accepted, found.row(found.last, g), zeros),

@@ -176,8 +176,8 @@ def _update(setting: Setting) -> Callable[..., tuple[State, dict[str, jax.Array]
     task, tx, config = setting.task, setting.tx, setting.config
     parts = config.micro_batches if config.micro_batches > 1 else None
     drawing, (curvature, diagonal) = _draws(setting), _curvature(setting)
-    share = (config.curvature.examples or setting.batches.size) * (parts or 1)
-    share = share / setting.batches.size if config.curvature.examples else 1
+    few = config.curvature.examples
+    share = few * (parts or 1) / setting.batches.size if few else 1
 
     def update(state, key, batch, step):
         params, optimizer, model = state

@@ -32,7 +32,6 @@ from gradkit.runner.setting import (
     state_at,
     task_words,
 )
-from gradkit.runner.tasks import Task
 from gradkit.runner.training import Training
 
 PyTree = Any
@@ -48,17 +47,17 @@ class Workshop:
 
     def __init__(self):
         self._made: dict[str, tuple[Setting, Programs | None]] = {}
-        self._task: tuple[str, Task] | None = None
 
     def setting(self, config: Config) -> Setting:
         """Returns the setting of a config."""
         name = seedless(config)
         if name not in self._made:
-            words, self._made = task_words(config), {}  # of the last one only: data may be large
-            known = self._task[1] if self._task and self._task[0] == words else None
-            self._task = None
-            setting = prepare(config, known)
-            self._task, self._made = (words, setting.task), {name: (setting, None)}
+            words = task_words(config)
+            last = [
+                made.task for made, _ in self._made.values() if task_words(made.config) == words
+            ]
+            self._made = {}  # of the last one only: data may be large
+            self._made = {name: (prepare(config, *last), None)}
         made, _ = self._made[name]
         batches = dataclasses.replace(made.batches, seed=config.seed)
         return dataclasses.replace(made, config=config, batches=batches)
