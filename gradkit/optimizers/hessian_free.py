@@ -122,17 +122,14 @@ def hessian_free(
         raise ValueError(f"hessian_free: damping must be a positive number, got {damping!r}")
 
     def init(params, step):
-        zero, none = jnp.zeros((), tree.scalar_dtype(params)), jnp.zeros((), jnp.int32)
+        dtype = tree.scalar_dtype(params)
+        scalars = {name: jnp.zeros((), dtype) for name in ("ratio", "rate", "cg_residual")}
+        names = ("cg_steps", "cg_kept", "negative_curvature", "failures")
         return HessianFreeState(
-            damping=jnp.full_like(zero, damping),
+            damping=jnp.full((), damping, dtype),
             direction=optax.tree.zeros_like(params),
-            ratio=zero,
-            rate=zero,
-            cg_steps=none,
-            cg_kept=none,
-            cg_residual=zero,
-            negative_curvature=none,
-            failures=none,
+            **scalars,
+            **{name: jnp.zeros((), jnp.int32) for name in names},
             work=Work.none(),
         )
 
