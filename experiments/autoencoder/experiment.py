@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from gradkit.report.palette import optimizer_looks
 from gradkit.runner import compare, record
 from gradkit.runner.document import values_in
+from gradkit.runner.rows import Mean
 
 REFERENCE = (
     "Hessian-free reaches in N passes an error that Adam and Nesterov need more than N for, and "
@@ -113,8 +114,8 @@ def judge(out):
     agrees = all(passes > took for passes in others.values()) and np.isinf(within["sgd"])
     minibatch = needed(found[SMALL], goal)[0]
     text = ", ".join(
-        f"{name} {e.mean():.2f}" + (f" ± {e.std(ddof=1) / len(e) ** 0.5:.2f}" if len(e) > 1 else "")
-        for name, e in ends.items()
+        f"{name} {mean.value:.2f}" + (f" ± {mean.stderr:.2f}" if mean.runs > 1 else "")
+        for name, mean in ((name, Mean.of(e)) for name, e in ends.items())
     )
     said = {n: "never" if np.isinf(p) else f"after {p:,.0f}" for n, p in within.items()}
     seconds = {n: np.median([c[2, -1] / c[0, -1] for c in cs]) * 1e3 for n, cs in found.items()}

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from gradkit.report.palette import BLUE, RED
 from gradkit.report.scales import log_scale
 from gradkit.runner.compare import open_all
+from gradkit.runner.rows import Mean
 
 REFERENCE = (
     "small-batch minima flatter: smaller λ_max and trace, more eigenvalues near zero (Keskar et "
@@ -76,13 +77,8 @@ def ratios(out):
 
 
 def _texts(found, figure):
-    return " and ".join(
-        f"{rows[:, figure].mean():.3f} ± {_error(rows[:, figure]):.3f}" for rows in found.values()
-    )
-
-
-def _error(values):
-    return values.std(ddof=1) / len(values) ** 0.5
+    means = [Mean.of(rows[:, figure]) for rows in found.values()]
+    return " and ".join(f"{mean.value:.3f} ± {mean.stderr:.3f}" for mean in means)
 
 
 def judge(out):
@@ -92,7 +88,8 @@ def judge(out):
     for figure, sign in enumerate((-1, -1, 1)):
         for rows in same.values():
             logs = sign * np.log(rows[:, figure])
-            clear.append(bool(logs.mean() > 2 * _error(logs)))
+            mean = Mean.of(logs)
+            clear.append(mean.value > 2 * mean.stderr)
     names = [f"{name} at rate {rate:g}" for name in FIGURES for rate in RATES]
     missing = [name for name, yes in zip(names, clear, strict=True) if not yes]
     holds = [name for name, yes in zip(names, clear, strict=True) if yes]

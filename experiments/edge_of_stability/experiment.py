@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from gradkit.report.palette import GRAY, optimizer_looks
 from gradkit.runner.compare import open_all
+from gradkit.runner.rows import Mean
 
 REFERENCE = (
     "λ hovers at 2/η under gradient descent, the preconditioned one at 38/η under Adam "
@@ -59,10 +60,10 @@ def judge(out):
     texts, all_near, loss_falls = [], True, True
     for kind, runs in groups(out).items():
         low, late = np.array([figures(run, kind) for run in runs]).T
-        error = late.std(ddof=1) / len(late) ** 0.5
+        mean = Mean.of(late)
         limit = "38/η" if kind == "adam" else "2/η"
         name = "Adam" if kind == "adam" else f"η = {kind:g}"
-        texts.append(f"{name}: {late.mean():.3f} ± {error:.3f} of {limit}")
+        texts.append(f"{name}: {mean.value:.3f} ± {mean.stderr:.3f} of {limit}")
         all_near &= bool(np.all(np.abs(late - 1) < NEAR) and np.all(low < 1 - NEAR))
         for run in runs:
             *_, third, last = np.array_split([line["loss"] for line in run.metrics], 4)

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from gradkit.report.palette import AMBER, BLUE, GREEN, PINK, RED
 from gradkit.runner.compare import open_all
 from gradkit.runner.config import load
+from gradkit.runner.rows import Mean
 
 REFERENCE = (
     "preserved for LeCun, Glorot and He in their regime, vanishing or exploding otherwise; equal "
@@ -96,10 +97,9 @@ def judge(out):
         words = []
         for initializer, kept, label, _ in cases:
             seen = deviations(out, activation, initializer)
-            ratio = seen[:, -1] / seen[:, 0]
-            error = ratio.std(ddof=1) / np.sqrt(SEEDS)
-            words.append(f"{label} {ratio.mean():.2g} ± {error:.1g}")
-            if (0.1 <= ratio.mean() <= 10) != kept:
+            ratio = Mean.of(seen[:, -1] / seen[:, 0])
+            words.append(f"{label} {ratio.value:.2g} ± {ratio.stderr:.1g}")
+            if (0.1 <= ratio.value <= 10) != kept:
                 failed.append(f"{activation} with {label}")
         told.append(f"{activation}: {', '.join(words)}")
     alike = max(apart(out, name)[:, -1].max() for name in ("zeros", "constant"))

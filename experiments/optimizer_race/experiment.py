@@ -18,6 +18,7 @@ from gradkit.report.palette import optimizer_looks
 from gradkit.runner import compare, record
 from gradkit.runner.data import installed
 from gradkit.runner.document import values_in
+from gradkit.runner.rows import Mean
 
 REFERENCE = (
     "Adam and RMSProp, tuned, are never behind SGD with momentum, which they contain (Choi et al. "
@@ -124,16 +125,16 @@ def judge(out):
     """Compares the ends after equal work, with their standard errors, and the steps to a loss."""
     found = races(out)
     ends = {name: at(each, "passes", PASSES, "loss") for name, each in found.items()}
-    mean = {name: float(e.mean()) for name, e in ends.items()}
-    error = {name: float(e.std(ddof=1) / len(e) ** 0.5) for name, e in ends.items()}
+    mean = {name: Mean.of(e) for name, e in ends.items()}
+    heavy = mean["momentum"]
     behind = {
-        name: (mean[name] - mean["momentum"]) / np.hypot(error[name], error["momentum"])
+        name: (mean[name].value - heavy.value) / np.hypot(mean[name].stderr, heavy.stderr)
         for name in ("rmsprop", "adam")
     }
     steps = {name: steps_to(each, LOSS) for name, each in found.items()}
     fewest = min(steps, key=lambda name: steps[name])
     agrees = all(z < 2 for z in behind.values()) and fewest in CURVED_ONES
-    order = sorted(mean, key=lambda name: mean[name])
+    order = sorted(mean, key=lambda name: mean[name].value)
     accuracy = {name: at(each, "passes", PASSES, "accuracy") for name, each in found.items()}
     grids = [
         f"{name} {values_in(best(out, name).path / record.CONFIG)['optimizer'][key]:g}"
@@ -142,7 +143,7 @@ def judge(out):
     ]
     return (
         "training loss after 20 passes: "
-        + ", ".join(f"{name} {mean[name]:.3f} ± {error[name]:.3f}" for name in order),
+        + ", ".join(f"{name} {mean[name].value:.3f} ± {mean[name].stderr:.3f}" for name in order),
         agrees,
         "Adam and RMSProp are "
         + " and ".join(f"{behind[name]:+.1f}" for name in ("adam", "rmsprop"))

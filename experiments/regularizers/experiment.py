@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from gradkit.report.palette import BLUE, GRAY
 from gradkit.runner.compare import open_all
 from gradkit.runner.config import load
+from gradkit.runner.rows import Mean
 
 REFERENCE = (
     "on MNIST L2 1.62 %, L2 + L1 1.60 %, max-norm 1.35 %, dropout + L2 1.25 %, dropout + max-norm "
@@ -95,8 +96,8 @@ def compared(out):
     """Mean and standard error of the test error of each [%], and the pairs out of order."""
     means = {}
     for name in (NONE, *PUBLISHED):
-        found = tested(out, name)
-        means[name] = found.mean(), found.std(ddof=1) / np.sqrt(len(found))
+        mean = Mean.of(tested(out, name))
+        means[name] = mean.value, mean.stderr
     pairs = {}
     for worse, better in itertools.combinations(PUBLISHED, 2):
         (a, ea), (b, eb) = means[worse], means[better]
