@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import jax
-import numpy as np
 import pytest
 
 import gradkit as gk
@@ -28,13 +27,12 @@ LOOK = ("--no-density", "--checkpoint", "all")
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, blobs):
     """A sweep of two runs with a run beside it that diverges before its first checkpoint."""
     place = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        rng, y = np.random.default_rng(0), np.arange(90) % 3
-        np.savez("blobs.npz", x=rng.normal(size=(90, 4)) + 2 * np.eye(4)[y], y=y)
+        shutil.copy(blobs, "blobs.npz")
         Path("tiny.yaml").write_text(CONFIG)
         rates = "optimizer.learning_rate=0.1,0.2"
         assert main(["sweep", "tiny.yaml", rates, "--out", "sweep"]) == 0

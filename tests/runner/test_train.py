@@ -29,16 +29,6 @@ from gradkit.runner.errors import UserError
 STEPS = 18  # 72 training examples in batches of 8, twice
 
 
-@pytest.fixture(scope="module")
-def blobs(tmp_path_factory):
-    """90 examples with 4 features in 3 classes, as a file."""
-    rng = np.random.default_rng(0)
-    y = np.arange(90) % 3
-    path = tmp_path_factory.mktemp("data") / "blobs.npz"
-    np.savez(path, x=rng.normal(size=(90, 4)) + 2 * np.eye(4)[y], y=y)
-    return str(path)
-
-
 @pytest.fixture
 def config(blobs):
     """Makes a config of 18 steps with checkpoints at 6, 12 and 18."""
