@@ -77,6 +77,10 @@ def test_an_experiment_is_whole(name, run):
     assert result["words"].endswith(".")
 
 
+def test_all_of_them_take_less_than_40_minutes(run):
+    assert sum(run.loaded(name).MINUTES for name in NAMES) < 40
+
+
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 def test_a_config_says_what_it_asks_costs_and_expects(file):
     lines = itertools.takewhile(lambda line: line.startswith("#"), file.read_text().splitlines())

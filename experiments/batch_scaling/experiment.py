@@ -12,7 +12,7 @@ from gradkit.runner.compare import compared, open_all
 from gradkit.transforms.schedules import scaled_by_batch_size
 
 REFERENCE = "final loss and accuracy nearly unchanged up to a break-down (Goyal et al. 2017)"
-MINUTES = 1.4
+MINUTES = 1.3
 EXAMPLES, EPOCHS, SMALLEST = 1024, 20, 8
 SIZES = (32, 64, 128, 256, 512, 1024)
 PEAK = "optimizer.learning_rate.warmup_cosine.peak"

@@ -18,7 +18,7 @@ REFERENCE = (
     "small-batch minima flatter: smaller λ_max and trace, more eigenvalues near zero (Keskar et "
     "al. 2017)"
 )
-MINUTES = 2.3
+MINUTES = 2.1
 RATES = (0.1, 0.3)
 BATCHES = {"small": (16, 20, BLUE), "full": (1408, 1760, RED)}
 FIGURES = ("λ_max", "trace", "near zero")

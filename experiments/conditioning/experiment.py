@@ -23,7 +23,7 @@ REFERENCE = (
     "κ and steps fall from raw to standardized to whitened, where κ = 1; batch norm lowers κ of a "
     "network (LeCun et al. 1998; Ioffe and Szegedy 2015)"
 )
-MINUTES = 1.9
+MINUTES = 1.6
 CONFIG = "configs/conditioning.yaml"
 LOOKS = {
     "null": ("as they are", RED),

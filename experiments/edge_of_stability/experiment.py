@@ -17,7 +17,7 @@ REFERENCE = (
     "λ hovers at 2/η under gradient descent, the preconditioned one at 38/η under Adam "
     "(Cohen et al. 2021, 2022)"
 )
-MINUTES = 1.2
+MINUTES = 1.1
 RATES = (0.2, 0.4)
 NEAR = 0.05  # the mean over the last quarter of the steps is this near to the limit
 DASHES = {0.2: "-", 0.4: (0, (4, 1.5))}

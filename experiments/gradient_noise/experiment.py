@@ -18,7 +18,7 @@ from gradkit.runner.data.loading import load as load_data
 from gradkit.runner.rows import Mean
 
 REFERENCE = "standard error of the gradient ∝ b^(−1/2); O(d), O(bd), O(md) a step"
-MINUTES = 2.2
+MINUTES = 1.9
 EXAMPLES, PARAMETERS = 1024, 650
 TARGET = Target("train_loss", 0.2)
 LOOKS = {1: (RED, "^"), 8: (BLUE, "o"), 64: (GREEN, "s"), EXAMPLES: (AMBER, "D")}

@@ -25,7 +25,7 @@ REFERENCE = (
     "gradient (Gur-Ari et al. 2018); batch normalization lowers λ_max (Ghorbani et al. 2019); "
     "negative eigenvalues shrink (Sagun et al. 2018)"
 )
-MINUTES = 5.9
+MINUTES = 5
 
 # Of each kind what a config says of it; a method joins the others by a line here.
 FIRST_ORDER = {

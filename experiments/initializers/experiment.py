@@ -20,7 +20,7 @@ REFERENCE = (
     "preserved for LeCun, Glorot and He in their regime, vanishing or exploding otherwise; equal "
     "weights stay equal"
 )
-MINUTES = 1.6
+MINUTES = 1.7
 DEPTH, SEEDS = 10, 3
 SMALL, LARGE = {"name": "normal", "stddev": 0.01}, {"name": "normal", "stddev": 0.2}
 WIDE = {"name": "glorot_uniform", "gain": 4.0}

@@ -17,7 +17,7 @@ REFERENCE = (
     "rates (κ−1)/(κ+1) = 0.980, 1−1/√κ = 0.900, (√κ−1)/(√κ+1) = 0.818; conventions equal at a "
     "constant rate only"
 )
-MINUTES = 0.3
+MINUTES = 0.2
 LOW, HIGH, DROP, FIRST = 1.0, 100.0, 30, 50
 KAPPA = HIGH / LOW
 ROOT = np.sqrt(KAPPA)

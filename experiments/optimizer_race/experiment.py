@@ -24,7 +24,7 @@ REFERENCE = (
     "Adam and RMSProp, tuned, are never behind SGD with momentum, which they contain (Choi et al. "
     "2019); second-order methods need the fewest updates"
 )
-MINUTES = 7.4
+MINUTES = 7.2
 PASSES = 20
 GRID = (0.001, 0.004, 0.016, 0.064, 0.256)
 SEEDS = 5

@@ -18,7 +18,7 @@ REFERENCE = (
     "degree 1 under-fits, 2 fits, 20 over-fits: the error on the points falls with the degree, "
     "the error on others is least for 2"
 )
-MINUTES = 0.9
+MINUTES = 1
 SEEDS = 5
 LOOKS = {1: (AMBER, "D"), 2: (BLUE, "o"), 20: (RED, "^")}
 NOISE = 0.3**2 / 3 / 2  # what the noise alone makes of the error

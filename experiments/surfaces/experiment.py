@@ -22,7 +22,7 @@ REFERENCE = (
     "momentum beats gradient descent in a ravine (Polyak 1964); adaptive rates cross a plateau "
     "where gradient descent stays; clipping survives a cliff (Pascanu et al. 2013)"
 )
-MINUTES = 0.4
+MINUTES = 0.5
 FIRST_ORDER = {
     "sgd": "name: sgd, learning_rate: {rate}",
     "momentum": "name: sgd, learning_rate: {rate}, momentum: 0.9",
