@@ -13,6 +13,7 @@ from gradkit.curvature.blocks import blocks as blocks
 from gradkit.curvature.fisher import empirical_fisher as empirical_fisher
 from gradkit.curvature.fisher import empirical_fisher_diagonal as empirical_fisher_diagonal
 from gradkit.curvature.fisher import fisher as fisher
+from gradkit.curvature.fisher import fisher_diagonal as fisher_diagonal
 from gradkit.curvature.gauss_newton import gauss_newton as gauss_newton
 from gradkit.curvature.hessian import hessian as hessian
 from gradkit.krylov.cg import Solve as Solve
@@ -28,6 +29,7 @@ from gradkit.minimization.status import Status as Status
 from gradkit.operators import Operator as Operator
 from gradkit.optimizers.adadelta import adadelta as adadelta
 from gradkit.optimizers.adagrad import adagrad as adagrad
+from gradkit.optimizers.adahessian import adahessian as adahessian
 from gradkit.optimizers.adam import adam as adam
 from gradkit.optimizers.adamw import adamw as adamw
 from gradkit.optimizers.bfgs import bfgs as bfgs
@@ -48,6 +50,11 @@ from gradkit.optimizers.rmsprop import rmsprop as rmsprop
 from gradkit.optimizers.saddle_free import saddle_free as saddle_free
 from gradkit.optimizers.saddle_free import scale_by_saddle_free as scale_by_saddle_free
 from gradkit.optimizers.sgd import sgd as sgd
+from gradkit.optimizers.shampoo import scale_by_shampoo as scale_by_shampoo
+from gradkit.optimizers.shampoo import shampoo as shampoo
+from gradkit.optimizers.soap import scale_by_soap as scale_by_soap
+from gradkit.optimizers.soap import soap as soap
+from gradkit.optimizers.sophia import sophia as sophia
 from gradkit.optimizers.trust_region import trust_region as trust_region
 from gradkit.searches.step_length import StepLength as StepLength
 from gradkit.searches.step_length import step_length as step_length
@@ -95,6 +102,8 @@ from gradkit.transforms.clipping import adaptive_grad_clip as adaptive_grad_clip
 from gradkit.transforms.clipping import clip as clip
 from gradkit.transforms.clipping import clip_by_global_norm as clip_by_global_norm
 from gradkit.transforms.clipping import clip_by_leaf_norm as clip_by_leaf_norm
+from gradkit.transforms.curvature_scaling import scale_by_adahessian as scale_by_adahessian
+from gradkit.transforms.curvature_scaling import scale_by_sophia as scale_by_sophia
 from gradkit.transforms.decay import add_decayed_weights as add_decayed_weights
 from gradkit.transforms.guarding import apply_if_finite as apply_if_finite
 from gradkit.transforms.guarding import guard_spikes as guard_spikes
@@ -112,6 +121,9 @@ from gradkit.transforms.precision import master_weights as master_weights
 from gradkit.transforms.precision import stochastic_rounding as stochastic_rounding
 from gradkit.transforms.proximal import project_max_norm as project_max_norm
 from gradkit.transforms.proximal import proximal_step as proximal_step
+from gradkit.transforms.quadratic_model import (
+    scale_by_quadratic_model as scale_by_quadratic_model,
+)
 from gradkit.transforms.schedules import one_cycle as one_cycle
 from gradkit.transforms.schedules import scaled_by_batch_size as scaled_by_batch_size
 from gradkit.transforms.schedules import step_decay as step_decay
@@ -126,7 +138,9 @@ from gradkit.transforms.schedules import warmup_stable_decay as warmup_stable_de
 from gradkit.transforms.selection import by_path as by_path
 from gradkit.transforms.selection import masked as masked
 from gradkit.transforms.selection import partition as partition
+from gradkit.transforms.sharpness import scale_by_sharpness as scale_by_sharpness
 from gradkit.transforms.sharpness import track_sharpness as track_sharpness
+from gradkit.transforms.sharpness_aware import sharpness_aware as sharpness_aware
 from gradkit.transforms.stacking import stack_small_leaves as stack_small_leaves
 
 __version__: str

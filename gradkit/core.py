@@ -351,10 +351,11 @@ def required(extras: dict[str, Any], name: str, *, member: str) -> Any:
         given = ", ".join(sorted(extras)) or "none"
         near = difflib.get_close_matches(name, extras, n=1)
         hint = f" (is {near[0]!r} misspelt?)" if near else ""
+        asked = "curvature=gk.hessian" + (", key=key" if name == "key" else "")
         raise TypeError(
             f"{member} needs the extra argument {name!r}, got {given}{hint}. "
             "Pass what observe returns:\n"
-            "  point = gk.observe(problem, params, batch, curvature=gk.hessian)\n"
+            f"  point = gk.observe(problem, params, batch, {asked})\n"
             "  updates, state = tx.update(point.grad, state, params, **point.extras)"
         )
     return extras[name]

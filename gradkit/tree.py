@@ -8,6 +8,7 @@ keep whatever sharding they have; they accumulate in float32 at least.
 from __future__ import annotations
 
 import dataclasses
+import math
 import operator
 from typing import Any
 
@@ -168,6 +169,29 @@ def hashed_normal(seed: jax.Array, domain: PyTree) -> PyTree:
 
     leaves, structure = jax.tree.flatten(domain)
     return structure.unflatten([leaf(number, x) for number, x in enumerate(leaves)])
+
+
+def random_signs(key: jax.Array, domain: PyTree) -> PyTree:
+    """Returns a tree like `domain` of random signs ±1, a hash of key and position each.
+
+    Source: as `hashed_normal`, for the same reason: it compiles in a tenth of the time of
+    `jax.random.rademacher`.
+    Differs: positions count through all leaves and are mixed with 64 bits of the key, so that no
+    two of 2³² entries share their sign and no two probes are shifted copies.
+    """
+    first, second = jax.random.bits(key, (2,), jnp.uint32)
+
+    def leaf(start, x):
+        position = jnp.full(x.shape, start % 2**32, jnp.uint32)
+        for axis in range(len(x.shape)):
+            stride = jnp.uint32(math.prod(x.shape[axis + 1 :]) % 2**32)
+            position += stride * jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+        negative = hashed(hashed(position ^ first) ^ second) >> 31
+        return (1 - 2 * negative.astype(jnp.int32)).astype(x.dtype)
+
+    leaves, structure = jax.tree.flatten(domain)
+    starts = [sum(x.size for x in leaves[:number]) for number in range(len(leaves))]
+    return structure.unflatten([leaf(s, x) for s, x in zip(starts, leaves, strict=True)])
 
 
 def hashed(h: jax.Array) -> jax.Array:

@@ -20,7 +20,14 @@ from jax.tree_util import Partial
 from gradkit import tree
 from gradkit.core import Problem, as_problem
 from gradkit.curvature.batches import examples
-from gradkit.curvature.gauss_newton import Jacobian, congruence, outputs_at, parted, with_outputs
+from gradkit.curvature.gauss_newton import (
+    Jacobian,
+    congruence,
+    jacobian,
+    outputs_at,
+    parted,
+    with_outputs,
+)
 from gradkit.operators import Operator
 
 PyTree = Any
@@ -171,14 +178,63 @@ def fisher(
         >>> bool(abs((F @ jnp.ones(1))[0] - 2.5) < 0.1)  # (1² + 2²) / 2
         True
     """
-    if likelihood not in _SCORE:
-        names = ", ".join(map(repr, _SCORE))
-        raise ValueError(f"likelihood: expected one of {names}, got {likelihood!r}")
+    _known(likelihood)
     if not isinstance(samples, int) or samples < 1:
         raise ValueError(f"samples: expected an integer of at least 1, got {samples!r}")
     outputs = Partial(outputs_at, with_outputs(problem, "fisher"), batch)
     covariance = Partial(_covariance, _scores(outputs, params, key, likelihood, samples))
     return congruence(outputs, covariance, params, linearize=linearize)
+
+
+def fisher_diagonal(
+    problem: Problem, params: PyTree, batch: PyTree, *, key: jax.Array, likelihood: str
+) -> PyTree:
+    """Returns n ĝ², an estimate of the diagonal of the Fisher matrix from one gradient ĝ.
+
+    ĝ is the gradient of −(1/n) Σᵢ log p(yᵢ | zᵢ) at labels drawn from the model. The mean over keys
+    is the diagonal of the Fisher matrix, whose products `fisher` estimates: of the Gauss–Newton
+    matrix of that criterion. As `diagonal` of `gk.observe` it makes `gk.sophia` Sophia-G.
+
+    Source: Liu et al. (2024), "Sophia: a scalable stochastic second-order optimizer for language
+    model pre-training", algorithm 2, the Gauss–Newton–Bartlett estimator.
+
+    Cost: one gradient.
+
+    Args:
+        problem: a `Problem(predict=..., criterion=...)`; see `fisher`.
+        params: tree of floating-point parameters θ.
+        batch: whatever the problem takes.
+        key: random key of the labels.
+        likelihood: "categorical", "bernoulli" or "normal"; see `fisher`.
+
+    Returns:
+        A tree like `params` [1/param²], nowhere negative.
+
+    Raises:
+        TypeError: the problem is a loss alone, or has no floating-point output.
+        ValueError: no such likelihood, or outputs without the axes they need.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, gradkit as gk
+        >>> problem = gk.Problem(predict=lambda p, x: x @ p, criterion=lambda z, x: jnp.mean(z**2))
+        >>> x, keys = jnp.array([[1.0], [2.0]]), jax.random.split(jax.random.key(0), 10_000)
+        >>> def estimate(key):
+        ...     return gk.fisher_diagonal(problem, jnp.ones(1), x, key=key, likelihood="normal")
+        >>> bool(abs(jax.vmap(estimate)(keys).mean() - 2.5) < 0.2)  # (1² + 2²) / 2
+        True
+    """
+    _known(likelihood)
+    J = jacobian(Partial(outputs_at, with_outputs(problem, "fisher_diagonal"), batch), params)
+    scores = _drawn(J.outputs, key, likelihood, 1)
+    n = examples(J.outputs, "fisher_diagonal: the outputs")
+    g = J.backward(jax.tree.map(lambda s, z: s[0].astype(z.dtype), scores, J.outputs))  # n ĝ
+    return jax.tree.map(lambda g: (jnp.abs(tree.wide(g)) ** 2 / n).astype(g.dtype), g)
+
+
+def _known(likelihood: str) -> None:
+    if likelihood not in _SCORE:
+        names = ", ".join(map(repr, _SCORE))
+        raise ValueError(f"likelihood: expected one of {names}, got {likelihood!r}")
 
 
 def _losses(problem: Problem, batch: PyTree, params: PyTree) -> jax.Array:
@@ -211,7 +267,12 @@ def _outer_products(scores: PyTree, u: PyTree) -> PyTree:
 @functools.partial(jax.jit, static_argnames=("likelihood", "samples"))
 def _scores(outputs: Partial, params: PyTree, key: Any, likelihood: str, samples: int) -> PyTree:
     """The scores of so many labels for each example: leading axes (samples, n)."""
-    z = jax.tree.map(tree.wide, parted(outputs(params))[0])
+    return _drawn(parted(outputs(params))[0], key, likelihood, samples)
+
+
+def _drawn(z: PyTree, key: Any, likelihood: str, samples: int) -> PyTree:
+    """The same, of outputs z."""
+    z = jax.tree.map(tree.wide, z)
     classes = ", ..., classes)" if likelihood == "categorical" else ", ...)"
     examples(z, "fisher: the outputs", "(examples" + classes)
     leaves, structure = jax.tree.flatten(z)

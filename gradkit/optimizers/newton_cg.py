@@ -18,19 +18,24 @@ from gradkit.transforms.link import Link, link
 
 
 class NewtonCgState(NamedTuple):
-    """The last solve, and the products with the curvature operator in all updates so far."""
+    """The last solve, and the work of all updates so far.
+
+    `negative_curvature` counts the updates in which a direction of curvature ≤ 0 ended the solve.
+    """
 
     steps: jax.Array
     residual_norm: jax.Array
     curvature: jax.Array
+    negative_curvature: jax.Array
     work: Work
 
     def metrics(self) -> dict[str, jax.Array]:
-        """Publishes the last solve's steps, residual and curvature."""
+        """Publishes the last solve's steps, residual and curvature, and the count."""
         return {
             "cg_steps": self.steps,
             "cg_residual": self.residual_norm,
             "cg_curvature": self.curvature,
+            "negative_curvature": self.negative_curvature,
         }
 
 
@@ -64,6 +69,7 @@ def scale_by_newton_cg(
             steps=jnp.zeros((), jnp.int32),
             residual_norm=jnp.zeros((), dtype),
             curvature=jnp.zeros((), dtype),
+            negative_curvature=jnp.zeros((), jnp.int32),
             work=Work.none(),
         )
 
@@ -78,6 +84,7 @@ def scale_by_newton_cg(
             steps=solve.steps,
             residual_norm=solve.residual_norm.astype(state.residual_norm.dtype),
             curvature=solve.curvature.astype(state.curvature.dtype),
+            negative_curvature=state.negative_curvature + (solve.curvature <= 0),
             work=state.work.plus(products=solve.products),
         )
 

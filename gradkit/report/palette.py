@@ -36,6 +36,11 @@ _OPTIMIZERS = {
     "bfgs": (GREEN, "P"),
     "lbfgs": (INK, "P"),
     "nonlinear_cg": (AMBER, "P"),
+    "soap": (RED, "p"),
+    "shampoo": (AMBER, "p"),
+    "sophia": (GREEN, "p"),
+    "adahessian": (PINK, "p"),
+    "muon": (BLUE, "p"),
 }
 
 

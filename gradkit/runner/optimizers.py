@@ -13,6 +13,8 @@ from gradkit.runner.members import Member, Schedule
 from gradkit.runner.stability import stability
 from gradkit.spectra.step_sizes import stability_limit
 
+_GAUSS_NEWTON = ("hessian_free", "scale_by_quadratic_model")  # what is meant for that matrix
+
 
 def build(members: tuple[Member, ...]) -> optax.GradientTransformationExtraArgs:
     """Returns the one member's transformation, or the chain of all.
@@ -36,14 +38,21 @@ def build(members: tuple[Member, ...]) -> optax.GradientTransformationExtraArgs:
 
 def curvature_operator(config: Config) -> str:
     """Returns the name of the curvature that the optimizer of a config is given."""
+    never_negative = any(_holds(config.optimizer, name) for name in _GAUSS_NEWTON)
+    return config.curvature.operator or ("gauss_newton" if never_negative else "hessian")
 
-    def holds(value: Any) -> bool:
-        if isinstance(value, Member):
-            return value.name == "hessian_free" or holds(tuple(value.arguments.values()))
-        return isinstance(value, tuple) and any(map(holds, value))
 
-    suited = "gauss_newton" if holds(config.optimizer) else "hessian"
-    return config.curvature.operator or suited
+def curvature_diagonal(config: Config) -> str | None:
+    """Returns the name of the diagonal that it is given; None for that of the operator."""
+    suited = "empirical_fisher" if _holds(config.optimizer, "hessian_free") else None
+    return config.curvature.diagonal or suited
+
+
+def _holds(value: Any, name: str) -> bool:
+    """Whether a member of that name is among some members, or within one."""
+    if isinstance(value, Member):
+        return value.name == name or _holds(tuple(value.arguments.values()), name)
+    return isinstance(value, tuple) and any(_holds(item, name) for item in value)
 
 
 def configured_rate(members: tuple[Member, ...]) -> Callable[[int], Any]:

@@ -175,7 +175,7 @@ def _update(setting: Setting) -> Callable[..., tuple[State, dict[str, jax.Array]
     """One step: (state, key of the run, batch, number of the step) -> (state, figures)."""
     task, tx, config = setting.task, setting.tx, setting.config
     parts = config.micro_batches if config.micro_batches > 1 else None
-    drawing, (curvature, diagonal) = _draws(setting), _curvature(setting)
+    drawing = _draws(setting)
     few = config.curvature.examples
     share = few * (parts or 1) / setting.batches.size if few else 1
 
@@ -193,8 +193,8 @@ def _update(setting: Setting) -> Callable[..., tuple[State, dict[str, jax.Array]
             task.training,
             params,
             batch,
-            curvature=curvature,
-            diagonal=diagonal,
+            curvature=_curvature(setting, step),
+            diagonal=_diagonal(setting, step, jax.random.fold_in(drawn, 3)),
             key=drawn,
             micro_batches=parts,
         )
@@ -237,27 +237,54 @@ def _draws(setting: Setting) -> bool:
     return any(traced.invars[-1] is v for equation in traced.eqns for v in equation.invars)
 
 
-def _curvature(setting: Setting) -> tuple[Callable, Callable]:
-    """The operator that the optimizer is given, and the diagonal: of some of a batch's examples."""
-    task, examples = setting.task, setting.config.curvature.examples
-    columns = task.data.train.keys()
+def _curvature(setting: Setting, step: jax.Array) -> Callable[..., PyTree]:
+    """The operator that the optimizer is given: of some of a batch's examples."""
+    task = setting.task
     gauss_newton = optimizers.curvature_operator(setting.config) == "gauss_newton"
 
     def curvature(problem, params, batch):
-        part = {k: x[:examples] if k in columns else x for k, x in batch.items()}
+        part, rest = _some(setting, batch, step)
         if gauss_newton:
-            return gk.gauss_newton(task.problem, params, part)
-        return hessian(problem, params, part)
+            return gk.gauss_newton(task.problem, params, part | rest)
+        return hessian(problem, params, part | rest)
 
-    def diagonal(problem, params, batch):
+    return curvature
+
+
+def _diagonal(setting: Setting, step: jax.Array, key: jax.Array) -> Callable[..., PyTree] | None:
+    """The diagonal that it is given, of the same examples; None for one of its own."""
+    task = setting.task
+
+    def empirical(problem, params, batch):
         del problem
-        part = {k: batch[k][:examples] for k in columns}
-        rest = {k: x for k, x in batch.items() if k not in columns}
+        part, rest = _some(setting, batch, step)
         return gk.empirical_fisher_diagonal(
             lambda params, part: task.problem.value(params, part | rest), params, part
         )
 
-    return curvature, diagonal
+    def drawn(problem, params, batch):
+        del problem
+        part, rest = _some(setting, batch, step)
+        given = {"key": key, "likelihood": task.likelihood}
+        D = gk.fisher_diagonal(task.problem, params, part | rest, **given)
+        labels = 1 if task.likelihood == "normal" else part["y"][0].size  # the loss is their mean
+        return optax.tree.scale(1 / labels, D)
+
+    return {"empirical_fisher": empirical, "fisher": drawn, None: None}[
+        optimizers.curvature_diagonal(setting.config)
+    ]
+
+
+def _some(setting: Setting, batch: PyTree, step: jax.Array) -> tuple[PyTree, PyTree]:
+    """So many examples of a batch, others from step to step, and what in it is not of examples."""
+    columns, few = setting.task.data.train.keys(), setting.config.curvature.examples
+    part, rest = (
+        {k: x for k, x in batch.items() if (k in columns) == has} for has in (True, False)
+    )
+    if few is None:
+        return part, rest
+    rows = (step * few + jnp.arange(few)) % len(next(iter(part.values())))
+    return {k: x[rows] for k, x in part.items()}, rest
 
 
 def _beyond_one_gradient(optimizer: PyTree, share: float) -> dict[str, jax.Array]:

@@ -181,12 +181,18 @@ class Curvature(_Section):
 
     operator: Literal["hessian", "gauss_newton"] | None = Field(
         default=None,
-        description="the matrix; null: gauss_newton for hessian_free, hessian for all others",
+        description="the matrix; null: gauss_newton for hessian_free and scale_by_quadratic_model, "
+        "hessian for all others",
     )
     examples: _Whole | None = Field(
         default=None,
-        description="of how many examples of a step's batch, or micro-batch, it is, the first; "
+        description="of how many examples of a step's batch, or micro-batch, it is, in turn; "
         "null for all",
+    )
+    diagonal: Literal["empirical_fisher", "fisher"] | None = Field(
+        default=None,
+        description="whose diagonal to precondition by, fisher's by labels that are drawn; null: "
+        "empirical_fisher's for hessian_free, and for others the operator's, by random signs",
     )
 
 

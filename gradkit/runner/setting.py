@@ -142,6 +142,12 @@ def _fits_together(setting: Setting) -> None:
             f"curvature.examples: expected at most {batches.size // config.micro_batches}, the "
             f"examples of a batch or micro-batch, got {config.curvature.examples}"
         )
+    if config.curvature.diagonal == "fisher" and task.likelihood is None:
+        raise UserError(
+            "curvature.diagonal: fisher draws labels from the model, and this task does not say "
+            "how: give it a likelihood, categorical, bernoulli or normal, or choose "
+            "empirical_fisher"
+        )
     others = optimizers.curvature_operator(config) != "hessian" or config.curvature.examples
     if config.sharpness_every is not None and others:
         raise UserError(

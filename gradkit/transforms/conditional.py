@@ -7,8 +7,46 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.tree_util import Partial
+
+from gradkit import tree
 
 PyTree = Any
+
+
+def every_so_often(
+    step: jax.Array, every: int, function: Callable, operand: PyTree, *context: PyTree
+) -> PyTree:
+    """Returns function(operand, *context) at each step that `every` divides, else the operand.
+
+    Args:
+        step: a scalar.
+        every: steps from one call to the next.
+        function: maps a tree to one of the same structure, shapes and dtypes.
+        operand: the tree.
+        *context: trees that the function needs, as for `run_if`.
+    """
+    if every == 1:
+        return function(operand, *context)
+    due = step % every == 0
+    if tree.traced(due, operand, context):
+        return run_if(due, function, operand, *context)
+    return function(operand, *context) if due else operand  # eager: nothing to compile
+
+
+def deferred(function: Callable) -> Partial:
+    """Returns a function without arguments as a tree that crosses into a loop.
+
+    The arrays of a `Partial`, as `observe` makes them, are its leaves; those that another function
+    closes over are constants of it.
+    """
+    if all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(function)):
+        return Partial(_called, function)
+    return Partial(function)
+
+
+def _called(function: Callable) -> Any:
+    return function()
 
 
 def run_if(pred: jax.Array, function: Callable, operand: PyTree, *context: PyTree) -> PyTree:

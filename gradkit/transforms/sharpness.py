@@ -12,32 +12,20 @@ import optax
 
 from gradkit import tree
 from gradkit.core import needs_count, required
-from gradkit.operators import Operator
-from gradkit.states import LinkState
+from gradkit.states import LinkState, Work
 from gradkit.transforms.adaptive import MomentsState, RmsState
-from gradkit.transforms.conditional import run_if
+from gradkit.transforms.conditional import deferred, every_so_often
+from gradkit.transforms.leading import Leading, largest, unknown
 from gradkit.transforms.link import Link, as_link, link
 from gradkit.tree import wide
 
 PyTree = Any
-
-# Products that every measurement makes, however good its start: they let a direction that has
-# overtaken the one followed grow out of the noise, from one measurement to the next.
-LEAST_PRODUCTS = 4
 
 # The defaults of optax, whose states hold no hyperparameters unless they were injected.
 _OPTAX_EPS = 1e-8
 _OPTAX_ADAM = {"b1": 0.9, "b2": 0.999, "eps": _OPTAX_EPS, "eps_root": 0.0}
 
 _COUNTERS = {"step", "applied", "emitted"}  # fields that count the updates of what is within
-
-
-class Leading(NamedTuple):
-    """`‖A x − value x‖ = residual`: the largest eigenvalue found, and its unit vector x."""
-
-    value: jax.Array
-    residual: jax.Array
-    vector: PyTree
 
 
 class SharpnessState(NamedTuple):
@@ -118,162 +106,133 @@ def track_sharpness(
         >>> round(float(gk.metrics(state)["sharpness"]), 4)
         6.0
     """
-    needs_count(every, "every", member="track_sharpness")
-    needs_count(max_products, "max_products", member="track_sharpness")
-    if not (isinstance(tol, numbers.Real) and tol > 0):
-        raise ValueError(f"track_sharpness: tol must be a positive number, got {tol!r}")
+    _check(every, tol, max_products, member="track_sharpness")
     part = as_link(inner)
 
     def init(params, step):
         held = part.start(params, step)
-        unknown = _unknown(params)
+        nothing = unknown(params)
         return SharpnessState(
             inner=held,
-            curvature=unknown,
-            preconditioned=_unknown(params) if _second_moment(held, params, step) else None,
+            curvature=nothing,
+            preconditioned=unknown(params) if _second_moment(held, params, step) else None,
             products=jnp.zeros((), jnp.int32),
             measured_at=jnp.full((), -1, jnp.int32),
         )
 
     def update(updates, state, params, h, **extra):
-        curvature = required(extra, "curvature", member="track_sharpness")
-        arrays = all(isinstance(x, jax.Array) for x in jax.tree.leaves(curvature))
+        curvature = deferred(required(extra, "curvature", member="track_sharpness"))
         u, following = part.advance(updates, state.inner, params, h.step, extra)
 
-        def measure(last, step, moment, traced):
-            A = (curvature if traced is None else traced)()
+        def measure(last, step, moment, curvature):
+            A = curvature()
             options = {"noise": step.astype(jnp.uint32), "tol": tol, "most": max_products}
-            found, spent = _largest(A, None, last.curvature.vector, **options)
+            found, spent = largest(A, None, last.curvature.vector, **options)
             last = last._replace(curvature=found, products=last.products + spent)
             if moment is not None:
                 root = moment.inverse_root()
-                found, spent = _largest(A, root, last.preconditioned.vector, **options)
+                found, spent = largest(A, root, last.preconditioned.vector, **options)
                 last = last._replace(preconditioned=found, products=last.products + spent)
             return last._replace(measured_at=step)
 
         moment = None
         if state.preconditioned is not None:
             moment = _second_moment(following, state.curvature.vector, h.step + 1)
-        context = h.step, moment, curvature if arrays else None
-        due, last = h.step % every == 0, state._replace(inner=())
-        if tree.traced(due):
-            last = run_if(due, measure, last, *context)
-        elif due:  # eager: nothing to compile but the search, once
-            last = measure(last, *context)
+        context = h.step, moment, curvature
+        last = every_so_often(h.step, every, measure, state._replace(inner=()), *context)
         return u, last._replace(inner=following)
 
     return link(init, update, around=part)
 
 
-def _unknown(params: PyTree) -> Leading:
-    nothing = jnp.full((), jnp.nan, tree.scalar_dtype(params))
-    return Leading(nothing, jnp.array(nothing), tree.wide_zeros(params))
+class SharpnessRateState(NamedTuple):
+    """The eigenpair λ_max of the last measurement, and the work of all so far."""
+
+    curvature: Leading
+    rate: jax.Array
+    work: Work
+
+    def metrics(self) -> dict[str, jax.Array]:
+        """Publishes λ_max with its residual, and the learning rate that follows from it."""
+        return {
+            "sharpness": self.curvature.value,
+            "sharpness_residual": self.curvature.residual,
+            "sharpness_rate": self.rate,
+        }
 
 
-class _Search(NamedTuple):
-    """`‖A x − λ x‖ = residual` and `⟨x, A p⟩ = 0`, with x, p and w orthonormal.
+def scale_by_sharpness(
+    factor: optax.ScalarOrSchedule = 1.0,
+    max_learning_rate: optax.ScalarOrSchedule = 1.0,
+    *,
+    every: int = 10,
+    tol: float = 1e-2,
+    max_products: int = 20,
+) -> Link:
+    """Replaces updates g by −η g with η = factor / λ_max: in the place of a learning rate.
 
-    Attributes:
-        x, p, w: the eigenvector so far; the direction in which it changed last; the next one, which
-            is the residual. Zeros where there is none yet.
-        Ax, Ap: products.
-        G: diag(λ, ⟨p, A p⟩).
-        scale: the largest |⟨·, A ·⟩| met, at most ‖A‖.
-        goes_on: whether w has anything that x and p have not.
-        products: how many were made.
+    λ_max is the largest eigenvalue of the curvature, found every so many steps as by
+    `gk.track_sharpness`. Where a quadratic is as sharp as the loss, gradient descent with a factor
+    of 1 lowers it by ‖g‖² / (2 λ_max) at least, and beyond 2 it diverges; with heavy-ball momentum
+    μ the limit is 2 + 2 μ. Where no curvature is positive, η = max_learning_rate.
+
+    Source: LeCun, Simard & Pearlmutter (1992), "Automatic learning rate maximization by on-line
+    estimation of the Hessian's eigenvectors".
+    Differs: the eigenvalue is of the present batch, by LOBPCG with one vector, not a running
+    average of power iterations.
+
+    Cost: every so many steps one linearization, 4 to `max_products` products and 11 trees of
+    memory; one tree in between. It runs within a compiled loop, in which a CPU is slow at
+    convolutions.
+
+    Args:
+        factor: of the rate at which a quadratic is minimized along its sharpest direction.
+        max_learning_rate: largest η.
+        every: steps from one measurement to the next; the first is at step 0.
+        tol: a measurement ends with a residual of at most tol times the largest |λ| met.
+        max_products: most products of one search.
+
+    Raises:
+        ValueError: an argument is out of range.
+        TypeError: `update` was called without the extra argument `curvature`.
+
+    Example:
+        >>> import jax.numpy as jnp, gradkit as gk
+        >>> tx, x = gk.scale_by_sharpness(), jnp.array([1.0, 1.0])
+        >>> point = gk.observe(lambda x, _: x[0] ** 2 + 4 * x[1] ** 2, x, None, gk.hessian)
+        >>> updates, state = tx.update(point.grad, tx.init(x), x, **point.extras)
+        >>> updates.round(4)
+        Array([-0.25, -1.  ], dtype=float32)
     """
+    _check(every, tol, max_products, member="scale_by_sharpness")
 
-    x: PyTree
-    p: PyTree
-    w: PyTree
-    Ax: PyTree
-    Ap: PyTree
-    G: jax.Array
-    residual: jax.Array
-    scale: jax.Array
-    goes_on: jax.Array
-    products: jax.Array
+    def init(params, step):
+        nothing = unknown(params)
+        return SharpnessRateState(nothing, jnp.array(nothing.value), Work.none())
 
+    def update(updates, state, params, h, **extra):
+        curvature = deferred(required(extra, "curvature", member="scale_by_sharpness"))
 
-@jax.jit
-def _largest(
-    A: Operator, root: PyTree | None, start: PyTree, *, noise: jax.Array, tol: float, most: int
-) -> tuple[Leading, jax.Array]:
-    """The largest eigenvalue of A, or of diag(root) A diag(root), and the products spent.
+        def measure(last, step, curvature):
+            options = {"noise": step.astype(jnp.uint32), "tol": tol, "most": max_products}
+            found, spent = largest(curvature(), None, last.curvature.vector, **options)
+            return last._replace(curvature=found, work=last.work.plus(products=spent))
 
-    The search begins at the last eigenvector and some noise, whose seed is given. A start that is
-    not finite is left out, and so is zero, as before the first search: the noise alone remains.
-    """
-    w = tree.hashed_normal(noise, start)
-    w = tree.scaled(tol / tree.norm(w), w)
-    usable = jnp.isfinite(tree.norm(start))
-    w = jax.tree.map(lambda x, n: jnp.where(usable, x, 0) + n, start, w)
-    zero, dtype = jax.tree.map(jnp.zeros_like, w), tree.scalar_dtype(w)
-    begin = _Search(
-        x=zero,
-        p=zero,
-        w=tree.scaled(1 / tree.norm(w), w),
-        Ax=zero,
-        Ap=zero,
-        G=jnp.zeros((2, 2), dtype),
-        residual=jnp.zeros((), dtype),
-        scale=jnp.zeros((), dtype),
-        goes_on=jnp.array(True),
-        products=jnp.zeros((), jnp.int32),
-    )
+        last = every_so_often(h.step, every, measure, state, h.step, curvature)
+        sharpness = last.curvature.value
+        usual = sharpness * h.max_learning_rate > h.factor
+        eta = jnp.where(usual, h.factor / jnp.where(usual, sharpness, 1), h.max_learning_rate)
+        eta = jnp.where(jnp.isnan(sharpness), jnp.nan, eta).astype(last.rate.dtype)
+        return optax.tree.scale(-eta, jax.tree.map(wide, updates)), last._replace(rate=eta)
 
-    def unfinished(s):
-        rough = (s.residual > tol * s.scale) | (s.products < LEAST_PRODUCTS)
-        return s.goes_on & rough & (s.products < most)
-
-    s = jax.lax.while_loop(unfinished, lambda s: _step(A, root, s), begin)
-    return Leading(s.G[0, 0], s.residual, s.x), s.products
+    return link(init, update, factor=factor, max_learning_rate=max_learning_rate)
 
 
-def _step(A: Operator, root: PyTree | None, s: _Search) -> _Search:
-    """Rayleigh–Ritz on x, p and w: three vectors know nearly all that the whole history would."""
-    basis = s.x, s.p, s.w
-    products = s.Ax, s.Ap, _product(A, root, s.w)
-    g = jnp.stack([tree.inner(v, products[2]) for v in basis]).astype(s.G.dtype)
-    G = jnp.zeros((3, 3), s.G.dtype).at[:2, :2].set(s.G).at[2, :].set(g).at[:, 2].set(g)
-    scale = jnp.maximum(s.scale, jnp.max(jnp.abs(G)))
-    there = jnp.array([s.products > 0, s.products > 1, True])
-    low = -4 * scale  # below all Ritz values: a vector that is not there is never chosen
-    values, Y = jnp.linalg.eigh(G + jnp.diag(jnp.where(there, 0, low)))
-    value, y = values[2], Y[:, 2]
-    rest = jnp.linalg.norm(y[1:])
-    unit = jnp.where(rest > 0, y[1:] / jnp.where(rest > 0, rest, 1), jnp.array([0, 1], y.dtype))
-    z = jnp.array([-rest, *(y[0] * unit)])  # of p: orthogonal to y, and nearest to what is new in x
-
-    x, p, Ax, Ap = (_combined(c, vs) for vs in (basis, products) for c in (y, z))
-    w = r = tree.add_scaled(Ax, -value, x)
-    for _ in range(2):  # twice is enough
-        w = tree.scaled(1 / tree.norm(w), w)
-        for v in (x, p):
-            w = tree.add_scaled(w, -tree.inner(v, w), v)
-    new = tree.norm(w)
-    return _Search(
-        *(x, p, tree.scaled(1 / new, w), Ax, Ap),
-        G=jnp.diag(jnp.array([value, z @ G @ z])),
-        residual=tree.norm(r).astype(s.residual.dtype),
-        scale=scale,
-        goes_on=new > 0.5,
-        products=s.products + 1,
-    )
-
-
-def _product(A: Operator, root: PyTree | None, v: PyTree) -> PyTree:
-    v = v if root is None else _times(root, v)
-    Av = jax.tree.map(wide, A.matvec(optax.tree.cast_like(v, A.domain)))
-    return Av if root is None else _times(root, Av)
-
-
-def _times(a: PyTree, b: PyTree) -> PyTree:
-    return jax.tree.map(lambda x, y: (x * y).astype(y.dtype), a, b)
-
-
-def _combined(c: jax.Array, vectors: tuple[PyTree, PyTree, PyTree]) -> PyTree:
-    return jax.tree.map(lambda x, p, w: (c[0] * x + c[1] * p + c[2] * w).astype(x.dtype), *vectors)
+def _check(every: int, tol: float, max_products: int, *, member: str) -> None:
+    needs_count(every, "every", member=member)
+    needs_count(max_products, "max_products", member=member)
+    if not (isinstance(tol, numbers.Real) and tol > 0):
+        raise ValueError(f"{member}: tol must be a positive number, got {tol!r}")
 
 
 class _SecondMoment(NamedTuple):

@@ -187,3 +187,40 @@ def test_the_diagonal_of_the_empirical_fisher_matrix(network, eps, monkeypatch, 
     found = ravel_pytree(gk.empirical_fisher_diagonal(*given))[0]
     matrix = gk.empirical_fisher(*given).dense()
     np.testing.assert_allclose(found, jnp.diag(matrix), rtol=500 * eps, atol=eps)
+
+
+@pytest.mark.parametrize("likelihood", ["categorical", "bernoulli", "normal"])
+def test_the_fisher_diagonal_is_within_its_standard_error_of_the_exact_one(likelihood):
+    rng, count = np.random.default_rng(0), 2000
+    criteria = {
+        "categorical": lambda z, _: -jnp.mean(jax.nn.log_softmax(z)[:, 0]),
+        "bernoulli": lambda z, _: jnp.mean(jnp.sum(jax.nn.softplus(z), axis=1)),
+        "normal": lambda z, _: jnp.mean(jnp.sum(z**2, axis=1)) / 2,
+    }
+    problem = gk.Problem(
+        predict=lambda p, x: jnp.tanh(x @ p["w"]) @ p["v"], criterion=criteria[likelihood]
+    )
+    params = {"w": jnp.asarray(rng.normal(size=(3, 4))), "v": jnp.asarray(rng.normal(size=(4, 3)))}
+    x = jnp.asarray(rng.normal(size=(25, 3)))
+
+    def sampled(key):
+        D = gk.fisher_diagonal(problem, params, x, key=key, likelihood=likelihood)
+        return ravel_pytree(D)[0]
+
+    samples = np.asarray(jax.jit(jax.vmap(sampled))(jax.random.split(jax.random.key(1), count)))
+    exact = np.diag(np.asarray(gk.gauss_newton(problem, params, x).dense()))
+    stderr = samples.std(axis=0, ddof=1) / np.sqrt(count)
+    assert (samples >= 0).all()
+    assert (np.abs(samples.mean(axis=0) - exact) < 4.5 * stderr).all()
+
+
+def test_the_fisher_diagonal_needs_outputs_and_a_likelihood_it_knows():
+    with pytest.raises(TypeError, match="fisher_diagonal needs the model's outputs"):
+        gk.fisher_diagonal(
+            gk.Problem(lambda p, b: p.sum()), jnp.ones(2), None, key=None, likelihood="normal"
+        )
+    problem = gk.Problem(predict=lambda p, x: x @ p, criterion=lambda z, x: jnp.mean(z**2))
+    with pytest.raises(ValueError, match=r"expected one of .*'normal', got 'poisson'"):
+        gk.fisher_diagonal(
+            problem, jnp.ones(1), jnp.ones((2, 1)), key=jax.random.key(0), likelihood="poisson"
+        )

@@ -60,8 +60,12 @@ def tx(request):
     return getattr(gk, request.param)()
 
 
+def observed(loss, params, batch):
+    return gk.observe(loss, params, batch, curvature=gk.hessian, key=jax.random.key(0))
+
+
 def step(tx, loss, params, state, batch):
-    point = gk.observe(loss, params, batch, curvature=gk.hessian, key=jax.random.key(0))
+    point = observed(loss, params, batch)
     updates, state = tx.update(point.grad, state, params, **point.extras)
     return optax.apply_updates(params, updates), state, point.value
 
@@ -119,7 +123,7 @@ def test_structure_and_dtypes_are_kept(tx, precision):
         state = tx.init(params)
 
         def update(params, state):
-            point = gk.observe(loss, params, batch, curvature=gk.hessian)
+            point = observed(loss, params, batch)
             return tx.update(point.grad, state, params, **point.extras)
 
         updates, following = jax.eval_shape(update, params, state)
@@ -189,7 +193,7 @@ def test_gradients_that_are_not_finite_are_never_hidden(name, dtype):
     loss, params, batch = logistic(dtype)
     tx = getattr(gk, name)()
     params = jax.tree.map(lambda x: x * jnp.nan, params)
-    point = gk.observe(loss, params, batch, curvature=gk.hessian)
+    point = observed(loss, params, batch)
 
     @jax.jit
     def update(point, state):

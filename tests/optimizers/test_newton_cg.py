@@ -77,6 +77,7 @@ def test_follows_the_gradient_where_the_curvature_is_negative():
     d, state = tx.update(point.grad, tx.init(point.grad), point.grad, **point.extras)
     np.testing.assert_allclose(d, point.grad)
     assert gk.metrics(state)["cg_curvature"] == pytest.approx(-2)
+    assert gk.metrics(state)["negative_curvature"] == 1
 
 
 def test_products_are_counted_as_they_are_made(network):
@@ -132,4 +133,5 @@ def test_curvature_may_be_gauss_newton(network):
     for _ in range(10):
         params, state = step(params, state)
         assert gk.metrics(state)["cg_curvature"] > 0
+        assert gk.metrics(state)["negative_curvature"] == 0
     assert problem.value(params, batch) < before / 2

@@ -265,6 +265,10 @@ CASES = {
         "run tiny.yaml 'optimizer={name: hessian_free}' sharpness_every=2",
         "sharpness_every: measures the Hessian | leave it out | gradkit spectrum",
     ),
+    "labels drawn of a function": Case(
+        "run tiny.yaml task=model.py:task curvature.diagonal=fisher",
+        "curvature.diagonal: fisher draws labels | does not say how | empirical_fisher",
+    ),
     "batches of an optimizer": Case(
         "run tiny.yaml optimizer.name=lbfgs optimizer.learning_rate=null",
         "must be of the same loss | batch_size: 8 of 72 | Set batch_size: 72",

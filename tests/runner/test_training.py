@@ -48,6 +48,11 @@ MODELS = {
         "curvature": {"examples": 8},
         "epochs": 3,
     },
+    "labels that are drawn": {
+        "optimizer": {"name": "sophia", "every": 3},
+        "curvature": {"diagonal": "fisher"},
+    },
+    "bases renewed": {"optimizer": {"name": "soap", "every": 3}},
     "numbers": {"data": {"source": "diabetes", "preprocess": "whiten"}, "sampling": "cyclic"},
 }
 
@@ -151,6 +156,18 @@ def test_an_optimizer_sees_the_curvature_that_the_config_says(tmp_path):
     assert unsaid != losses("other", free, operator="hessian")
     assert unsaid == losses("chain", chain)
     assert losses("newton", newton) == losses("hessian", newton, operator="hessian")
+
+
+def test_a_diagonal_is_of_the_operator_or_of_labels_that_are_drawn(tmp_path):
+    def trained(name, **curvature):
+        fields = {"optimizer": {"name": "sophia", "every": 2}, "curvature": curvature, "epochs": 1}
+        return [line for line in run(tmp_path / name, **fields)[1] if "products" in line]
+
+    by_signs, drawn = trained("signs"), trained("drawn", diagonal="fisher")
+    last, other = by_signs[-1], drawn[-1]
+    assert last["products"] == last["diagonals"] == other["diagonals"] > 1
+    assert other["products"] == 0
+    assert [line["loss"] for line in by_signs] != [line["loss"] for line in drawn]
 
 
 def test_products_with_some_examples_count_as_their_share(tmp_path):

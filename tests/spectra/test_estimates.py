@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 
 import gradkit as gk
-from gradkit.spectra.samples import rademacher
+from gradkit.tree import random_signs
 
 SIMILAR = np.linspace(-0.5, 2, 40)
 POSITIVE = np.linspace(0.5, 4, 40)
@@ -252,7 +252,7 @@ def test_numbers_are_float32_at_least(name):
 
 def test_probes_are_independent_signs(dtype):
     domain = {"a": jnp.zeros((7, 9), dtype), "b": [jnp.zeros((), dtype), jnp.zeros(136, dtype)]}
-    draw = jax.jit(jax.vmap(lambda key: rademacher(key, domain)))
+    draw = jax.jit(jax.vmap(lambda key: random_signs(key, domain)))
     leaves = jax.tree.leaves(draw(jax.random.split(KEY, 1000)))
     assert all(leaf.dtype == dtype for leaf in leaves)
     Z = np.concatenate([np.asarray(leaf, float).reshape(1000, -1) for leaf in leaves], axis=1)

@@ -17,7 +17,8 @@ from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 
 import gradkit as gk
-from gradkit.transforms.sharpness import LEAST_PRODUCTS, track_sharpness
+from gradkit.transforms.leading import LEAST_PRODUCTS
+from gradkit.transforms.sharpness import track_sharpness
 
 
 def dense_hessian(loss, params, batch):
@@ -380,3 +381,51 @@ def test_what_is_missing_or_out_of_range_is_named():
     for name, wrong in wrongs.items():
         with pytest.raises(ValueError, match=f"{name} must be a positive .*number, got {wrong}"):
             track_sharpness(gk.sgd(), **{name: wrong})
+
+
+class TestScaleBySharpness:
+    def test_the_rate_is_the_factor_over_the_largest_eigenvalue(self, network):
+        tx = gk.scale_by_sharpness(0.5, tol=1e-3, max_products=60)
+        point = gk.observe(network.loss, network.params, network.batch, gk.hessian)
+        u, state = tx.update(point.grad, tx.init(network.params), network.params, **point.extras)
+        top = np.linalg.eigvalsh(network.hessian)[-1]
+        np.testing.assert_allclose(gk.metrics(state)["sharpness"], top, rtol=1e-3)
+        rate = gk.metrics(state)["sharpness_rate"]
+        np.testing.assert_allclose(rate, 0.5 / top, rtol=1e-3)
+        for a, g in zip(jax.tree.leaves(u), jax.tree.leaves(point.grad), strict=True):
+            np.testing.assert_allclose(a, -rate * g, rtol=1e-5)
+        assert gk.metrics(state)["products"] >= LEAST_PRODUCTS
+
+    def test_each_step_on_a_quadratic_lowers_it_as_the_rate_promises(self):
+        scales = jnp.array([1.0, 7.0, 30.0])
+
+        def loss(x, _):
+            return jnp.sum(scales * x**2) / 2
+
+        tx, x = gk.scale_by_sharpness(), jnp.ones(3)
+        state = tx.init(x)
+        for _ in range(12):
+            point = gk.observe(loss, x, None, gk.hessian)
+            u, state = tx.update(point.grad, state, x, **point.extras)
+            promised = point.value - jnp.sum(point.grad**2) / (2 * 30)
+            assert loss(x + u, None) <= promised + 1e-5 * abs(point.value)
+            x = x + u
+        assert gk.metrics(state)["products"] <= 2 * 20
+
+    def test_where_no_curvature_is_positive_the_rate_is_the_largest_allowed(self):
+        tx, x = gk.scale_by_sharpness(max_learning_rate=0.25), jnp.ones(2)
+        point = gk.observe(lambda x, _: -jnp.sum(x**2), x, None, gk.hessian)
+        u, _ = tx.update(point.grad, tx.init(x), x, **point.extras)
+        np.testing.assert_allclose(u, -0.25 * point.grad)
+
+    def test_curvature_that_is_not_finite_is_not_hidden(self):
+        tx, x = gk.scale_by_sharpness(), jnp.array([0.0, 1.0])
+        point = gk.observe(lambda x, _: jnp.sum(jnp.sqrt(x)), x, None, gk.hessian)
+        u, _ = tx.update(jnp.ones(2), tx.init(x), x, **point.extras)
+        assert jnp.isnan(u).all()
+
+    def test_bad_arguments_are_refused(self):
+        with pytest.raises(ValueError, match="scale_by_sharpness: every must be a positive whole"):
+            gk.scale_by_sharpness(every=0)
+        with pytest.raises(ValueError, match="scale_by_sharpness: tol must be a positive number"):
+            gk.scale_by_sharpness(tol=0.0)

@@ -1,0 +1,177 @@
+"""Second moments of a leaf's gradient along each of its axes: a Kronecker product of factors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from gradkit import tree
+from gradkit.tree import wide, wide_zeros
+
+PyTree = Any
+Axes = Callable[[str, tuple[int, ...]], Sequence[int]]
+
+HIGHEST = jax.lax.Precision.HIGHEST
+
+
+class KroneckerState(NamedTuple):
+    """What is known of the gradients g since the step `since`. Trees are like the parameters.
+
+    Attributes:
+        mu: average of g.
+        nu: average of g², which SOAP has in the eigenbases.
+        factors: for each leaf a tuple, with the average of G Gᵀ for each axis that has a factor, G
+            the gradient as a matrix of that axis and the others: shape (blocks, width, width).
+        matrices: made of the factors, in the same shapes: their inverse roots, or eigenbases.
+    """
+
+    since: ArrayLike
+    mu: PyTree
+    nu: PyTree
+    factors: PyTree
+    matrices: PyTree
+
+
+class Cut(NamedTuple):
+    """How a leaf is cut into blocks, each with factors of its own.
+
+    Attributes:
+        shape: of the leaf.
+        widths: of a block along each axis. counts: of blocks along each, which cover the leaf.
+        axes: those that have a factor.
+    """
+
+    shape: tuple[int, ...]
+    widths: tuple[int, ...]
+    counts: tuple[int, ...]
+    axes: tuple[int, ...]
+
+    @classmethod
+    def of(cls, path: str, shape: tuple[int, ...], block_size: int, axes: Axes) -> Cut:
+        """Returns the cut into the fewest equal blocks that are no wider than `block_size`."""
+        chosen = tuple(sorted(axis % len(shape) for axis in axes(path, shape)))
+        counts = tuple(-(-n // block_size) if k in chosen else 1 for k, n in enumerate(shape))
+        widths = tuple(-(-n // count) for n, count in zip(shape, counts, strict=True))
+        return cls(shape, widths, counts, chosen)
+
+    @property
+    def blocks(self) -> int:
+        """How many there are."""
+        return math.prod(self.counts)
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """The shape in which numbers of the blocks are kept: the leaf's, where it is not cut."""
+        return self.shape if self.blocks == 1 else (self.blocks, *self.widths)
+
+    def blocked(self, x: jax.Array) -> jax.Array:
+        """Returns the blocks of a leaf, padded with zeros: shape (blocks, *widths)."""
+        if self.blocks == 1:
+            return x[None]
+        sizes = [n * width for n, width in zip(self.counts, self.widths, strict=True)]
+        x = jnp.pad(x, [(0, size - n) for size, n in zip(sizes, self.shape, strict=True)])
+        pairs = [n for pair in zip(self.counts, self.widths, strict=True) for n in pair]
+        k = len(self.shape)
+        x = jnp.transpose(jnp.reshape(x, pairs), [*range(0, 2 * k, 2), *range(1, 2 * k, 2)])
+        return jnp.reshape(x, (self.blocks, *self.widths))
+
+    def whole(self, x: jax.Array) -> jax.Array:
+        """Returns the leaf of its blocks."""
+        if self.blocks == 1:
+            return x[0]
+        k = len(self.shape)
+        order = [axis for pair in zip(range(k), range(k, 2 * k), strict=True) for axis in pair]
+        x = jnp.transpose(jnp.reshape(x, (*self.counts, *self.widths)), order)
+        sizes = [n * width for n, width in zip(self.counts, self.widths, strict=True)]
+        return jnp.reshape(x, sizes)[tuple(slice(n) for n in self.shape)]
+
+
+def every_matrix(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the axes longer than 1 of a leaf with two of them at least: none for vectors."""
+    del path
+    long = tuple(axis for axis, n in enumerate(shape) if n > 1)
+    return long if len(long) > 1 else ()
+
+
+def cuts(params: PyTree, block_size: int, axes: Axes) -> list[Cut]:
+    """Returns how each leaf is cut, in the order of the leaves."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return [Cut.of(tree.path_name(path), jnp.shape(x), block_size, axes) for path, x in leaves]
+
+
+def begun(
+    params: PyTree, step: ArrayLike, plans: Sequence[Cut], *, blocked: bool
+) -> KroneckerState:
+    """Returns the state before the first update.
+
+    Args:
+        params: tree of parameters.
+        step: the number of updates before.
+        plans: how each leaf is cut.
+        blocked: whether the average of g² is kept by blocks.
+    """
+    leaves, structure = jax.tree.flatten(wide_zeros(params))
+
+    def real_zeros(cut, x):
+        dtype = jnp.finfo(x.dtype).dtype
+        as_it_is = cut.blocks == 1 or not blocked
+        return jnp.zeros_like(x, dtype) if as_it_is else jnp.zeros(cut.kept, dtype)
+
+    def matrices(cut, x):
+        widths = (cut.widths[axis] for axis in cut.axes)
+        return tuple(jnp.zeros((cut.blocks, n, n), x.dtype) for n in widths)
+
+    def each(function):
+        return structure.unflatten([function(c, x) for c, x in zip(plans, leaves, strict=True)])
+
+    trees = structure.unflatten(leaves), each(real_zeros), each(matrices), each(matrices)
+    return KroneckerState(jnp.array(step), *trees)
+
+
+def grams(cut: Cut, g: jax.Array) -> list[jax.Array]:
+    """Returns G Gᵀ of each block g for each factor, G the matrix of its axis and the others."""
+
+    def gram(axis):
+        G = jnp.reshape(jnp.moveaxis(g, axis + 1, 1), (cut.blocks, cut.widths[axis], -1))
+        return jnp.einsum("bim,bjm->bij", G, jnp.conj(G), precision=HIGHEST)
+
+    return [gram(axis) for axis in cut.axes]
+
+
+def moments(
+    plans: Sequence[Cut], factors: Sequence[tuple], g: Sequence[jax.Array], b2: Any, rest: Any
+) -> list[tuple]:
+    """Returns the factors of each leaf with a gradient more."""
+    return [
+        tuple(
+            averaged(b2, rest, L, gram)
+            for L, gram in zip(old, grams(cut, cut.blocked(x)), strict=True)
+        )
+        for cut, old, x in zip(plans, factors, g, strict=True)
+    ]
+
+
+def applied(
+    cut: Cut, matrices: Sequence[jax.Array], x: jax.Array, *, transposed: bool = False
+) -> jax.Array:
+    """Returns the blocks x, each multiplied along its axes by P, or by Pᵀ, for each factor."""
+    for axis, P in zip(cut.axes, matrices, strict=True):
+        P = jnp.conj(jnp.matrix_transpose(P)) if transposed else P
+        y = jnp.einsum("bij,bj...->bi...", P, jnp.moveaxis(x, axis + 1, 1), precision=HIGHEST)
+        x = jnp.moveaxis(y, 1, axis + 1)
+    return x
+
+
+def averaged(beta: Any, rest: Any, mean: jax.Array, x: jax.Array) -> jax.Array:
+    """Returns β mean + (1 − β) x in the dtype of the mean."""
+    return (beta * wide(mean) + rest * x).astype(mean.dtype)
+
+
+def square(x: jax.Array) -> jax.Array:
+    """Returns |x|², elementwise."""
+    return jnp.real(x * jnp.conj(x))

@@ -1,0 +1,156 @@
+"""Shampoo: the gradient multiplied along each axis by an inverse root of its second moments."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradkit import tree
+from gradkit.core import needs_count
+from gradkit.optimizers import kronecker
+from gradkit.optimizers.kronecker import HIGHEST, Axes, KroneckerState, applied, averaged
+from gradkit.transforms.chain import chain
+from gradkit.transforms.conditional import every_so_often
+from gradkit.transforms.decay import add_decayed_weights
+from gradkit.transforms.learning_rate import scale_by_learning_rate
+from gradkit.transforms.link import Link, link
+from gradkit.transforms.selection import Labels
+from gradkit.tree import root, wide
+
+RIDGE = 1e-6  # added to the eigenvalues of a factor, times the largest one
+
+
+def scale_by_shampoo(
+    b1: optax.ScalarOrSchedule = 0.9,
+    b2: optax.ScalarOrSchedule = 0.999,
+    eps: optax.ScalarOrSchedule = 1e-8,
+    *,
+    every: int = 10,
+    grafting: bool = True,
+    block_size: int = 1024,
+    axes: Axes = kronecker.every_matrix,
+) -> Link:
+    """Scales updates by an inverse root of the second moments along each axis.
+
+    Of a matrix G with L ← β₂ L + (1 − β₂) G Gᵀ, and R likewise of Gᵀ G, the update is
+    L̂^(−1/4) M̂ R̂^(−1/4), with M the average of G and hats for corrected averages; a tensor of k
+    axes has exponents −1/(2 k). With `grafting` each leaf has the norm of Adam's update. For a leaf
+    without a factor, such as a vector, this is Adam.
+
+    Source: Gupta, Koren & Singer (2018), "Shampoo: preconditioned stochastic tensor optimization",
+    algorithm 2; Anil et al. (2021), "Scalable second order optimization for deep learning", for
+    averages, grafting, blocks and roots that are renewed every so many steps.
+    Differs: roots are by eigenvalues, in float32 at least, after the addition of 10⁻⁶ times the
+    largest.
+
+    Cost: 4 Σₖ nₖ operations a parameter, nₖ the widths of its block; every so many steps the
+    eigenvectors of each factor, within a loop of no or one step. Two trees of memory, and two
+    matrices for each axis: in all six trees for a square matrix.
+
+    Args:
+        b1: β₁, decay of the average of g.
+        b2: β₂, decay of the averages of g² and of the factors.
+        eps: ε of Adam [the unit of g].
+        every: steps from one renewal of the roots to the next.
+        grafting: give each leaf's update the norm of Adam's.
+        block_size: widest factor; a longer axis is cut into equal blocks.
+        axes: (dotted path, shape) -> the axes of that leaf which have a factor; by default those
+            longer than 1, if there are two of them at least.
+
+    Raises:
+        ValueError: `every` or `block_size` is not a positive whole number.
+    """
+    needs_count(every, "every", member="scale_by_shampoo")
+    needs_count(block_size, "block_size", member="scale_by_shampoo")
+
+    def init(params, step):
+        plans = kronecker.cuts(params, block_size, axes)
+        return kronecker.begun(params, step, plans, blocked=False)
+
+    def update(updates, state, params, h, **_):
+        plans = kronecker.cuts(updates, block_size, axes)
+        leaves, structure = jax.tree.flatten(updates)
+        mu, nu, factors, roots = (structure.flatten_up_to(part) for part in state[1:])
+        b1, rest1, b2, rest2 = h.b1, h.complement("b1"), h.b2, h.complement("b2")
+        c1, c2 = h.bias("b1", state.since), h.bias("b2", state.since)
+
+        g = [wide(x) for x in leaves]
+        mu = [averaged(b1, rest1, m, x) for m, x in zip(mu, g, strict=True)]
+        nu = [averaged(b2, rest2, v, kronecker.square(x)) for v, x in zip(nu, g, strict=True)]
+        factors = kronecker.moments(plans, factors, g, b2, rest2)
+
+        def renew(roots, factors, c2):
+            del roots
+            return [tuple(_inverse_root(L / c2, 2 * len(Ls)) for L in Ls) for Ls in factors]
+
+        roots = every_so_often(h.step - state.since, every, renew, roots, factors, c2)
+
+        def scaled(cut, m, v, P):
+            adam = m / c1 / (root(v / c2) + h.eps)
+            if not cut.axes:
+                return adam
+            u = cut.whole(applied(cut, P, cut.blocked(m / c1)))
+            norm = tree.norm(u)
+            length = tree.norm(adam) / jnp.where(norm == 0, 1, norm)
+            return u * length.astype(u.dtype) if grafting else u
+
+        u = [scaled(*leaf) for leaf in zip(plans, mu, nu, roots, strict=True)]
+        trees = (structure.unflatten(part) for part in (mu, nu, factors, roots))
+        return structure.unflatten(u), KroneckerState(state.since, *trees)
+
+    return link(init, update, b1=b1, b2=b2, eps=eps, leafwise=True)
+
+
+def shampoo(
+    learning_rate: optax.ScalarOrSchedule = 1e-3,
+    b1: optax.ScalarOrSchedule = 0.9,
+    b2: optax.ScalarOrSchedule = 0.999,
+    eps: optax.ScalarOrSchedule = 1e-8,
+    weight_decay: optax.ScalarOrSchedule = 0.0,
+    mask: Labels | None = None,
+    *,
+    every: int = 10,
+    grafting: bool = True,
+    block_size: int = 1024,
+    axes: Axes = kronecker.every_matrix,
+) -> Link:
+    """Shampoo: θ ← (1 − η w) θ − η u, u the average of g times inverse roots of second moments.
+
+    Source: Gupta, Koren & Singer (2018), "Shampoo: preconditioned stochastic tensor optimization";
+    Anil et al. (2021), "Scalable second order optimization for deep learning".
+    Differs: see `gk.scale_by_shampoo`.
+
+    Cost: see `gk.scale_by_shampoo`.
+
+    Args:
+        learning_rate: η, a number or a schedule; with `grafting` what it would be for Adam.
+        b1: β₁, decay of the average of g.
+        b2: β₂, decay of the averages of g² and of the factors.
+        eps: ε of Adam [the unit of g].
+        weight_decay: w, a number or a schedule; multiplied by the learning rate.
+        mask: which leaves decay; see `gk.add_decayed_weights`.
+        every: steps from one renewal of the roots to the next.
+        grafting: give each leaf's update the norm of Adam's.
+        block_size: widest factor.
+        axes: which axes have a factor; see `gk.scale_by_shampoo`.
+
+    Raises:
+        ValueError: `every` or `block_size` is not a positive whole number.
+    """
+    given = {"every": every, "grafting": grafting, "block_size": block_size, "axes": axes}
+    return chain(
+        scale_by_shampoo(b1, b2, eps, **given),
+        add_decayed_weights(weight_decay, mask),
+        scale_by_learning_rate(learning_rate),
+    ).named("shampoo")
+
+
+def _inverse_root(A: jax.Array, p: int) -> jax.Array:
+    """(A + ridge)^(−1/p) of each matrix; I where it is zero."""
+    values, Q = jnp.linalg.eigh(A)
+    top = values[..., -1:]
+    none = top == 0
+    values = jnp.maximum(values, 0) + jnp.where(none, 1, RIDGE * top)
+    scaled = Q * values[..., None, :] ** (-1 / p)
+    return jnp.matmul(scaled, jnp.conj(jnp.matrix_transpose(Q)), precision=HIGHEST)

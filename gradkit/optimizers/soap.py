@@ -1,0 +1,169 @@
+"""SOAP: Adam in the eigenbases of Shampoo's factors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradkit.core import needs_count
+from gradkit.optimizers import kronecker
+from gradkit.optimizers.kronecker import HIGHEST, Axes, Cut, KroneckerState, applied, averaged
+from gradkit.transforms.chain import chain
+from gradkit.transforms.conditional import every_so_often
+from gradkit.transforms.decay import add_decayed_weights
+from gradkit.transforms.learning_rate import scale_by_learning_rate
+from gradkit.transforms.link import Link, link
+from gradkit.transforms.selection import Labels
+from gradkit.tree import root, wide
+
+PyTree = Any
+
+
+def scale_by_soap(
+    b1: optax.ScalarOrSchedule = 0.95,
+    b2: optax.ScalarOrSchedule = 0.95,
+    eps: optax.ScalarOrSchedule = 1e-8,
+    *,
+    every: int = 10,
+    block_size: int = 1024,
+    axes: Axes = kronecker.every_matrix,
+) -> Link:
+    """Scales updates as Adam does, in bases Q of the eigenvectors of each axis's second moments.
+
+    Of a matrix G with L ← β₂ L + (1 − β₂) G Gᵀ, and R likewise of Gᵀ G, the update is
+    Q_L (M′ / (√V + ε)) Q_Rᵀ: M′ = Q_Lᵀ M Q_R, with M the average of G, and V that of
+    (Q_Lᵀ G Q_R)². A tensor has a basis for each axis. For a leaf without any, such as a vector,
+    this is Adam.
+
+    Source: Vyas et al. (2025), "SOAP: improving and stabilizing Shampoo using Adam", algorithm 3;
+    algorithm 4 for the bases: a power iteration and a QR decomposition every so many steps.
+    Differs: the first update, of whose gradient the first bases are, is Adam's, where the authors
+    skip it: that gradient is diagonal in them, and the rest rounding. Bases are renewed before a
+    gradient is rotated, not after. An axis longer than `block_size` is cut into
+    equal blocks with factors of their own, where the authors' code leaves it as it is.
+
+    Cost: 8 Σₖ nₖ operations a parameter, nₖ the widths of its block; every so many steps a QR
+    decomposition for each axis, within a loop of no or one step. Two trees of memory, and two
+    matrices for each axis: in all six trees for a square matrix.
+
+    Args:
+        b1: β₁, decay of the average of g.
+        b2: β₂, decay of the averages of g² and of the factors.
+        eps: ε [the unit of g].
+        every: steps from one renewal of the bases to the next.
+        block_size: widest factor.
+        axes: (dotted path, shape) -> the axes of that leaf which have a factor; by default those
+            longer than 1, if there are two of them at least.
+
+    Raises:
+        ValueError: `every` or `block_size` is not a positive whole number.
+    """
+    needs_count(every, "every", member="scale_by_soap")
+    needs_count(block_size, "block_size", member="scale_by_soap")
+
+    def init(params, step):
+        plans = kronecker.cuts(params, block_size, axes)
+        return kronecker.begun(params, step, plans, blocked=True)
+
+    def update(updates, state, params, h, **_):
+        plans = kronecker.cuts(updates, block_size, axes)
+        leaves, structure = jax.tree.flatten(updates)
+        mu, nu, factors, bases = (structure.flatten_up_to(part) for part in state[1:])
+        b1, rest1, b2, rest2 = h.b1, h.complement("b1"), h.b2, h.complement("b2")
+        c1, c2 = h.bias("b1", state.since), h.bias("b2", state.since)
+
+        g = [wide(x) for x in leaves]
+        mu = [averaged(b1, rest1, m, x) for m, x in zip(mu, g, strict=True)]
+        factors = kronecker.moments(plans, factors, g, b2, rest2)
+        age = h.step - state.since
+        renew = _renewal(plans)
+        bases, nu = every_so_often(age, every, renew, (bases, nu), factors, age == 0)
+
+        def scaled(cut, g, m, v, Q):
+            adam = m / c1 / (jnp.abs(g) + h.eps)
+            rotated = applied(cut, Q, cut.blocked(g), transposed=True)
+            v = averaged(b2, rest2, v, jnp.reshape(kronecker.square(rotated), v.shape))
+            M = applied(cut, Q, cut.blocked(m), transposed=True)
+            N = M / c1 / (root(jnp.reshape(v, M.shape) / c2) + h.eps)
+            return jnp.where(age == 0, adam, cut.whole(applied(cut, Q, N))), v
+
+        pairs = [scaled(*leaf) for leaf in zip(plans, g, mu, nu, bases, strict=True)]
+        nu = [v for _, v in pairs]
+        trees = (structure.unflatten(part) for part in (mu, nu, factors, bases))
+        return structure.unflatten([u for u, _ in pairs]), KroneckerState(state.since, *trees)
+
+    return link(init, update, b1=b1, b2=b2, eps=eps, leafwise=True)
+
+
+def soap(
+    learning_rate: optax.ScalarOrSchedule = 3e-3,
+    b1: optax.ScalarOrSchedule = 0.95,
+    b2: optax.ScalarOrSchedule = 0.95,
+    eps: optax.ScalarOrSchedule = 1e-8,
+    weight_decay: optax.ScalarOrSchedule = 0.01,
+    mask: Labels | None = None,
+    *,
+    every: int = 10,
+    block_size: int = 1024,
+    axes: Axes = kronecker.every_matrix,
+) -> Link:
+    """SOAP: θ ← (1 − η w) θ − η u, with u Adam's update in the eigenbases of Shampoo's factors.
+
+    Source: Vyas et al. (2025), "SOAP: improving and stabilizing Shampoo using Adam", algorithm 3,
+    with the authors' defaults.
+    Differs: see `gk.scale_by_soap`.
+
+    Cost: see `gk.scale_by_soap`.
+
+    Args:
+        learning_rate: η, a number or a schedule.
+        b1: β₁, decay of the average of g.
+        b2: β₂, decay of the averages of g² and of the factors.
+        eps: ε [the unit of g].
+        weight_decay: w, a number or a schedule; multiplied by the learning rate.
+        mask: which leaves decay; see `gk.add_decayed_weights`.
+        every: steps from one renewal of the bases to the next.
+        block_size: widest factor.
+        axes: which axes have a factor; see `gk.scale_by_soap`.
+
+    Raises:
+        ValueError: `every` or `block_size` is not a positive whole number.
+    """
+    return chain(
+        scale_by_soap(b1, b2, eps, every=every, block_size=block_size, axes=axes),
+        add_decayed_weights(weight_decay, mask),
+        scale_by_learning_rate(learning_rate),
+    ).named("soap")
+
+
+def _renewal(plans: list[Cut]) -> Any:
+    """The function of bases, averages of g² in them, factors, and whether there are none yet."""
+
+    def eigenvectors(bases, nu, factors):
+        del bases
+        Q = [tuple(jnp.linalg.eigh(L)[1][..., ::-1] for L in of_leaf) for of_leaf in factors]
+        return Q, nu
+
+    def iterated(bases, nu, factors):
+        renewed = [_iterated(*leaf) for leaf in zip(plans, bases, nu, factors, strict=True)]
+        return [Q for Q, _ in renewed], [v for _, v in renewed]
+
+    def renew(kept, factors, first):
+        return jax.lax.cond(first, eigenvectors, iterated, *kept, factors)
+
+    return renew
+
+
+def _iterated(cut: Cut, bases: tuple, nu: jax.Array, factors: tuple) -> tuple[tuple, jax.Array]:
+    """QR of L Q, its columns in falling order of Qᵀ L Q; the averages of g² go along."""
+    found, v = [], jnp.reshape(nu, (cut.blocks, *cut.widths))
+    for axis, Q, L in zip(cut.axes, bases, factors, strict=True):
+        LQ = jnp.matmul(L, Q, precision=HIGHEST)
+        order = jnp.argsort(-jnp.sum(jnp.real(jnp.conj(Q) * LQ), axis=1), axis=-1)
+        found.append(jnp.linalg.qr(jnp.take_along_axis(LQ, order[:, None, :], axis=2))[0])
+        places = jnp.expand_dims(order, [k + 1 for k in range(len(cut.widths)) if k != axis])
+        v = jnp.take_along_axis(v, places, axis=axis + 1)
+    return tuple(found), jnp.reshape(v, nu.shape)
