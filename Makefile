@@ -6,13 +6,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUN ?= runs/digits_adam-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: run test lint env newest experiments benchmarks clean
+.PHONY: run test test-all lint env newest experiments benchmarks clean
 
 run: env
 	$(BIN)/gradkit run configs/digits_adam.yaml --out $(RUN)
 	$(BIN)/gradkit spectrum $(RUN)
 
 test: env
+	$(BIN)/python -m pytest -n auto --dist worksteal -m 'not slow'
+
+test-all: env
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: env

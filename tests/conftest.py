@@ -26,6 +26,14 @@ settings.register_profile("gradkit", deadline=None, derandomize=True)  # example
 settings.load_profile("gradkit")
 
 
+def pytest_collection_modifyitems(items):
+    """A float64 twin of a test in float32 is for `make test-all`."""
+    for item in items:
+        params = getattr(item, "callspec", None) and item.callspec.params
+        if params and "float64" in (params.get("dtype"), params.get("precision")):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _compiled_code_is_given_back():
     """Every program compiled holds memory maps, of which Linux allows a process 65,530."""

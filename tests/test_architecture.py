@@ -124,6 +124,7 @@ def modules_after(code: str) -> set[str]:
     return {name.split(".")[0] for name in printed.split()}
 
 
+@pytest.mark.slow
 def test_the_library_imports_no_package_of_the_experiments():
     everything = "import gradkit as gk\nfor name in gk.__all__: getattr(gk, name)"
     heavy = {"flax", "matplotlib", "sklearn", "pydantic", "ruamel", "rich", "orbax", "scipy.stats"}

@@ -30,6 +30,7 @@ def test_there_is_a_page_for_each_family():
     assert {name.partition("-")[0] for name in EXAMPLES} == METHODS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_runs(name, tmp_path):
     script = tmp_path / "example.py"

@@ -150,7 +150,7 @@ def test_the_table_has_every_result(run):
 
 def test_the_list_of_experiments(run):
     text = listing.experiments()
-    assert all(f"  {name:24}{run.claim_of(run.loaded(name))}" in text for name in NAMES)
+    assert all(f"  {name:26}{run.claim_of(run.loaded(name))}" in text for name in NAMES)
 
 
 def test_an_unknown_experiment(run, capsys):

@@ -21,6 +21,7 @@ FILES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.flow
 @pytest.mark.parametrize("name", [name for name in FILES if name.endswith(".yaml")])
 def test_a_config_of_the_page_trains(name, tmp_path, monkeypatch):
@@ -47,6 +48,7 @@ def test_the_page_has_its_files():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.flow
 def test_the_experiment_of_the_page_runs_and_agrees(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -200,6 +200,7 @@ def equinox_training(tx, start=START, batch=BATCH):
 FIRST_ORDER = gk.chain(gk.clip_by_global_norm(1.0), gk.adamw(1e-2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tx", [FIRST_ORDER, gk.newton_cg()], ids=["adamw", "newton_cg"])
 def test_every_library_trains_to_the_same_parameters(tx):
     with jax.enable_x64(True):
@@ -214,6 +215,7 @@ def assert_close(found, expected, atol):
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=atol), found, expected)
 
 
+@pytest.mark.slow
 def test_linens_own_apply_gradients_serves_the_first_order():
     train_state = TrainState.create(apply_fn=None, params=START, tx=FIRST_ORDER)
     for _ in range(STEPS):
@@ -313,6 +315,7 @@ class NoisyTrainState(TrainState):
     batch_stats: Any
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("name", SEARCHED)
 def test_linen_with_a_fixed_key_gives_the_search_the_value_observed(name, train):

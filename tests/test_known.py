@@ -53,6 +53,7 @@ def stepped(tx, problem, params, state, batch, after=None):
     return (params if after is None else after(params)), state, point
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("search", SEARCHES)
 def test_a_gradient_is_computed_once(search, dtype):
     params, batch = setting(dtype)
@@ -71,6 +72,7 @@ def test_a_gradient_is_computed_once(search, dtype):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["batch", "params", "one number", "nothing before"])
 def test_it_is_computed_anew_where_anything_has_changed(what):
     params, batch = setting()
@@ -90,6 +92,7 @@ def test_it_is_computed_anew_where_anything_has_changed(what):
     np.testing.assert_array_equal(point.grad["w"], fresh.grad["w"])
 
 
+@pytest.mark.slow
 def test_auxiliary_values_and_micro_batches_are_those_of_the_point():
     params, batch = setting()
 
@@ -116,6 +119,7 @@ def test_a_later_member_that_changes_the_update_is_noticed():
     np.testing.assert_array_equal(point.value, gk.observe(loss, params, batch).value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("around", ["nothing", "masked", "partition"])
 def test_a_changing_batch_is_noticed_within_others_too(around):
     params, batch = setting()

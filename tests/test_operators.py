@@ -59,6 +59,7 @@ def test_restrict_to_nothing_names_the_paths(operator_with):
         A.restrict(lambda path: "bias" in path)
 
 
+@pytest.mark.slow
 def test_crosses_jit_and_shares_compiled_code(network):
     apply = jax.jit(lambda A, v: A @ v)
     for factor in (1.0, 2.0, 3.0):

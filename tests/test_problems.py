@@ -164,6 +164,7 @@ def test_names_are_distinct_and_there_are_enough_of_them():
     assert len({r.name for r in REGRESSIONS}) == 27
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("which", [mgh, small, andrei, chains, structured])
 def test_starts_are_finite_in_the_dtype_of_the_variables(which, dtype):
@@ -234,6 +235,7 @@ def test_least_values_agree_with_a_quasi_newton_method(name):
     assert abs(found.fun - problem.best) <= 1e-6 * max(1.0, abs(problem.best))
 
 
+@pytest.mark.slow
 def test_regressions_attain_the_certified_sums_of_squares():
     @jax.jit
     def certified():

@@ -19,6 +19,7 @@ def test_the_readme_has_its_examples():
         assert name in text
 
 
+@pytest.mark.slow
 @pytest.mark.flow
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
 def test_an_example_runs(number, tmp_path):

@@ -55,6 +55,7 @@ def test_random_unit_has_norm_one_and_the_domain_of_its_argument(dtype, eps):
     assert tree.norm(v) == pytest.approx(1.0, rel=10 * eps)
 
 
+@pytest.mark.slow
 @given(rows=st.integers(1, 5), seed=st.integers(0, 100))
 def test_basis_project_and_combine_are_adjoint(rows, seed):
     V = tree.empty_basis(rows, nested(0))
@@ -93,6 +94,7 @@ def test_hashed_numbers_are_normal_and_without_pattern():
     assert correlations.std() == pytest.approx(1 / np.sqrt(99), rel=0.02)
 
 
+@pytest.mark.slow
 def test_hashed_numbers_are_finite_however_many():
     """Of 24 bits all ones made an infinity: one in 17 million numbers."""
     draw = jax.jit(lambda seed: jnp.max(jnp.abs(tree.hashed_normal(seed, jnp.zeros(2**25)))))

@@ -22,7 +22,7 @@ def overview() -> str:
         theirs = [e.name for e in entries if e.kind == kind and e.library != "gradkit"]
         lines = [f"{kind}s"]
         for e in ours:
-            lines.append(f"  {e.name:24}{e.summary}")
+            lines.append(f"  {e.name:26}{e.summary}")
             lines += _wrapped(f"missing: {words}") if (words := installed.missing(e.name)) else []
         lines += _wrapped("of optax: " + ", ".join(theirs)) if theirs else []
         blocks.append("\n".join(lines))
@@ -44,7 +44,7 @@ def experiments(folder: Path = Path("experiments")) -> str:
     lines = ["experiments"]
     for file in found:
         doc = ast.get_docstring(ast.parse(file.read_text("utf-8"))) or ""
-        lines.append(f"  {file.parent.name:24}{doc.splitlines()[0]}")
+        lines.append(f"  {file.parent.name:26}{doc.splitlines()[0]}")
     words = "`python experiments/run.py NAME` runs one, `make experiments` all of them"
     return "\n".join([*lines, "", f"{words}; {folder}/RESULTS.md has what they found."])
 

@@ -67,6 +67,7 @@ def exact(network):
 CURVATURES = [gk.hessian, gk.gauss_newton, gk.empirical_fisher]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("curvature", "size"),
     [*itertools.product(CURVATURES, [7]), (gk.hessian, 1), (gk.hessian, 20), (gk.hessian, 1000)],
@@ -89,6 +90,7 @@ def test_a_loader_makes_the_operator_of_all_data(network, exact, eps, curvature)
     np.testing.assert_allclose(both.dense(), exact[curvature], atol=atol)
 
 
+@pytest.mark.slow
 def test_micro_batches_under_jit(network, eps):
     """One compiled loop, whether the operator is made inside, or made outside and handed in."""
     curvature = micro_batched(gk.hessian, 7)
@@ -124,6 +126,7 @@ def test_micro_batches_stand_where_a_curvature_does(network, eps):
     assert np.abs(plain).max() > 1e-3
 
 
+@pytest.mark.slow
 @IN_FLOAT32
 def test_what_is_random_is_drawn_for_each_part_and_kept(network, eps):
     params, (whole, left) = network.params, parts(network.batch, 12, 8)
@@ -198,6 +201,7 @@ def convolution(dtype):
     return params, {"x": jnp.asarray(x, dtype), "y": jnp.asarray(y, dtype)}
 
 
+@pytest.mark.slow
 @IN_FLOAT64
 def test_convolutions_are_looped_over_from_python_on_a_cpu(convolution, eps, monkeypatch):
     params, batch = convolution
@@ -253,6 +257,7 @@ def test_a_function_makes_an_iterator_for_each_product(network):
     np.testing.assert_allclose(A.dense(), full.dense(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @IN_FLOAT64
 def test_methods_take_a_loader(network, eps):
     """A solution, a block and the check of an operator that is read from the host."""

@@ -60,6 +60,7 @@ def per_example(network):
         return np.asarray(jax.jit(jax.jacobian(losses))(flat))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("problem", [PROBLEMS["normal"], custom], ids=["plain", "custom_vjp"])
 def test_empirical_fisher_is_the_second_moment_of_the_gradients(network, per_example, eps, problem):
     exact = per_example.T @ per_example / len(per_example)
@@ -68,6 +69,7 @@ def test_empirical_fisher_is_the_second_moment_of_the_gradients(network, per_exa
         np.testing.assert_allclose(F.dense(), exact, atol=100 * eps * np.abs(exact).max())
 
 
+@pytest.mark.slow
 def test_empirical_fisher_wants_a_common_axis_of_examples(network):
     for extra in (jnp.ones(7), jnp.float32(1)):
         batch = {**network.batch, "extra": extra}

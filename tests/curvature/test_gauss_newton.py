@@ -95,6 +95,7 @@ def exact(network):
         return np.asarray(J.T @ H @ J)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["problem", "custom", "deep"])
 def test_equals_the_dense_matrix(network, exact, eps, model, request):
     problem, scale = request.getfixturevalue(model), np.abs(exact).max()
@@ -105,6 +106,7 @@ def test_equals_the_dense_matrix(network, exact, eps, model, request):
         assert np.linalg.eigvalsh(np.asarray(G, np.float64)).min() > -100 * eps * scale
 
 
+@pytest.mark.slow
 def test_is_the_same_under_jit(network, problem, eps):
     def product(params, v):
         return gk.gauss_newton(problem, params, network.batch) @ v

@@ -9,6 +9,7 @@ from jax.flatten_util import ravel_pytree
 import gradkit as gk
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("linearize", [True, False])
 def test_equals_the_dense_hessian(network, eps, linearize):
     H = gk.hessian(network.loss, network.params, network.batch, linearize=linearize).dense()
@@ -17,6 +18,7 @@ def test_equals_the_dense_hessian(network, eps, linearize):
     np.testing.assert_allclose(H, H.T, atol=20 * eps * scale)
 
 
+@pytest.mark.slow
 def test_is_the_same_under_jit(network, eps):
     def product(params, v):
         return gk.hessian(network.loss, params, network.batch) @ v

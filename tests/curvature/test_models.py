@@ -158,6 +158,7 @@ def assert_close(A, exact):
     np.testing.assert_allclose(A.dense(), exact, atol=200 * EPS * np.abs(exact).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_operators_are_the_dense_matrices(name):
     problem, params = MODELS[name]()
@@ -180,6 +181,7 @@ def test_operators_are_the_dense_matrices(name):
     np.testing.assert_allclose(block.dense(), H[:n, :n], atol=200 * EPS * np.abs(H).max())
 
 
+@pytest.mark.slow
 def test_batch_statistics_make_another_operator_that_micro_batches_do_not_have():
     """It is the Hessian of a loss in which examples see each other: nothing in it is wrong."""
     training, frozen = (nnx_model(train) for train in (True, False))
@@ -206,6 +208,7 @@ def test_nnx_without_a_copy_says_what_is_not_frozen():
         gk.hessian(problem, params, IMAGES)
 
 
+@pytest.mark.slow
 def test_fresh_dropout_keys_are_caught():
     seeds = itertools.count()
     problem, params = linen(train=True, key=lambda: jax.random.key(next(seeds)))
@@ -243,6 +246,7 @@ def test_auxiliary_values_may_be_integers():
     assert_close(H, matrices(problem, params, IMAGES)[0])
 
 
+@pytest.mark.slow
 def test_bfloat16_parameters_stay_so_and_products_are_right_to_their_digits():
     problem, params = equinox()
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)

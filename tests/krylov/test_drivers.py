@@ -31,6 +31,7 @@ def traced():
     return gk.Operator(lambda v: jax.tree.map(lambda x: DIAGONAL * x, v), {"x": jnp.zeros(42)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "estimate",
     [
@@ -81,6 +82,7 @@ def convolution():
     return gk.Operator(matvec, jnp.zeros(64))
 
 
+@pytest.mark.slow
 def test_convolutions_are_looped_over_from_the_host_on_a_cpu(monkeypatch):
     A = convolution()
     hidden = gk.Operator(lambda v: jax.lax.cond(True, A.matvec, A.matvec, v), A.domain)
@@ -106,6 +108,7 @@ def test_a_step_apart_from_its_products_gives_the_same_state():
     np.testing.assert_allclose(apart.H, whole.H, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_state_lies_on_another_device_than_the_operator():
     program = """
 import functools, os

@@ -74,6 +74,7 @@ def test_all_steps_give_all_eigenvalues_multiple_ones_included(operator_with, ep
     np.testing.assert_allclose(values, np.linalg.eigvalsh(M), atol=200 * eps * scale(name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [1, 2])
 def test_a_restart_keeps_the_decomposition_and_the_steps_go_on(operator_with, eps, block):
     A, M, _ = oracle = operator_with(SPECTRA["outliers"])
@@ -89,6 +90,7 @@ def test_a_restart_keeps_the_decomposition_and_the_steps_go_on(operator_with, ep
     np.testing.assert_allclose(theta[-5:], SPECTRA["outliers"][-5:], rtol=1e3 * eps)
 
 
+@pytest.mark.slow
 def test_room_for_more_rows_changes_nothing(operator_with, eps):
     A, M, _ = oracle = operator_with(SPECTRA["spread"])
     s = lanczos.lanczos(A, oracle.vector(1)[0], steps=8, key=jax.random.key(2), block=2)
@@ -119,6 +121,7 @@ def test_both_drivers_give_the_same(operator_with, eps):
     np.testing.assert_allclose(jitted.H, hosted.H, atol=1e4 * eps)
 
 
+@pytest.mark.slow
 def test_a_narrow_basis_holds_the_decomposition_to_its_own_precision(operator_with):
     A, M, _ = operator_with(SPECTRA["spread"])
     s = lanczos.init(A, None, jax.random.key(0), rows=12, dtype=jnp.bfloat16)
@@ -134,6 +137,7 @@ def test_steps_out_of_range_are_refused(operator_with, steps):
         lanczos.lanczos(A, oracle.vector(0)[0], steps=steps, key=jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_three_terms_agree_with_reorthogonalization_while_nothing_has_converged(operator_with, eps):
     A, *_ = oracle = operator_with(SPECTRA["spread"])
     v0, _ = oracle.vector(3)

@@ -184,6 +184,7 @@ def test_a_singular_matrix_has_the_step_of_minimal_norm(dtype, eps):
     assert flat.reduction == pytest.approx(200, rel=10 * eps)
 
 
+@pytest.mark.slow
 def test_rows_that_are_not_done_have_no_part(dtype, eps):
     rng = np.random.default_rng(5)
     for m in (12, 80):  # beyond a size, few rows have a smaller matrix of their own

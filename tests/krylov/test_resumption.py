@@ -58,6 +58,7 @@ def counting(calls):
     return drive
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("products", [0, 3, 20, 33])
 def test_an_interrupted_spectrum_goes_on_to_the_same_bits(tmp_path, products):
     expected = whole(gk.on_host)
@@ -69,6 +70,7 @@ def test_an_interrupted_spectrum_goes_on_to_the_same_bits(tmp_path, products):
     assert len(calls) == int(expected.products) - 4 - products - 1
 
 
+@pytest.mark.slow
 def test_what_is_done_is_not_done_again_and_can_be_removed(tmp_path):
     drive = gk.resumable(tmp_path / "state")
     first = whole(drive)
@@ -101,6 +103,7 @@ def test_a_damaged_state_is_named(tmp_path):
         whole(gk.resumable(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_basis_in_bfloat16_is_kept(tmp_path):
     options = {"basis": gk.Basis(8, jnp.bfloat16), "max_products": 20}
     first = whole(gk.resumable(tmp_path), **options)

@@ -45,6 +45,7 @@ def test_a_space_holds_the_decomposition(operator_with, eps):
     np.testing.assert_allclose(combined, h @ V, atol=500 * eps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tol", [0.3, 1e-3])
 def test_inside_the_radius_it_ends_where_conjugate_gradients_do(operator_with, eps, tol):
     A, M, _ = oracle = operator_with(POSITIVE)

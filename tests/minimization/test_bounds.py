@@ -17,6 +17,7 @@ def rosenbrock(x):
     return jnp.sum(100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_it_ends_where_scipy_does(method):
     n = 10
@@ -69,6 +70,7 @@ def test_a_start_outside_is_brought_in_and_a_loss_is_never_asked_outside():
     assert np.isfinite(found.history.value[:steps]).all()
 
 
+@pytest.mark.slow
 def test_what_is_held_at_a_bound_has_no_derivative():
     weights = jnp.array([1.0, 2.0])
 
@@ -83,6 +85,7 @@ def test_what_is_held_at_a_bound_has_no_derivative():
         np.testing.assert_allclose(jacobian, [[1, 0], [0, 0]], atol=1e-12)
 
 
+@pytest.mark.slow
 def test_under_vmap_over_bounds():
     def solve(upper):
         return gk.minimize(lambda x: jnp.sum((x - 1) ** 2), jnp.zeros(3), bounds=(None, upper)).x

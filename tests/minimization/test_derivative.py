@@ -31,6 +31,7 @@ def closed(args):
     return jnp.linalg.solve(X.T @ X + jnp.exp(args["log_penalty"]) * jnp.eye(4), X.T @ y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lbfgs", "newton_cg"])
 def test_forward_and_reverse_agree_with_the_closed_form(method):
     with jax.enable_x64(True):
@@ -51,6 +52,7 @@ def test_forward_and_reverse_agree_with_the_closed_form(method):
             np.testing.assert_allclose(ours[1], theirs[1], atol=1e-8)
 
 
+@pytest.mark.slow
 def test_the_value_has_the_derivative_of_the_envelope_also_under_jit(dtype, eps):
     args = data(dtype)
 
@@ -63,6 +65,7 @@ def test_the_value_has_the_derivative_of_the_envelope_also_under_jit(dtype, eps)
     np.testing.assert_allclose(jax.jit(jax.grad(least))(args["log_penalty"]), expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_batch_of_derivatives():
     with jax.enable_x64(True):
 
@@ -73,6 +76,7 @@ def test_a_batch_of_derivatives():
         np.testing.assert_allclose(jax.vmap(jax.grad(root))(a), 0.5 / np.sqrt(a), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_of_many_minimizers_the_derivative_is_the_shortest():
     with jax.enable_x64(True):
 
@@ -85,6 +89,7 @@ def test_of_many_minimizers_the_derivative_is_the_shortest():
         np.testing.assert_allclose(dx, normal / (normal @ normal), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_where_there_is_no_derivative_it_is_not_a_number():
     """At a = 1 every x₁ is a minimizer, elsewhere none is."""
     with jax.enable_x64(True):

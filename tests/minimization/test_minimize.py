@@ -39,6 +39,7 @@ def start(n, dtype=jnp.float64):
     return jnp.where(jnp.arange(n) % 2 == 0, -1.2, 1.0).astype(dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_reaches_the_minimum_that_scipy_reaches(method):
     with jax.enable_x64(True):
@@ -53,6 +54,7 @@ def test_reaches_the_minimum_that_scipy_reaches(method):
         np.testing.assert_allclose(found.grad, jax.grad(rosenbrock)(found.params), atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_on_a_nested_tree_in_both_precisions(method, dtype, eps):
     target = nested(dtype)
@@ -102,6 +104,7 @@ def test_what_is_counted_is_what_is_called(method):
     assert int(found.products) == called["product"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lbfgs", "newton_cg", "trust_region"])
 def test_jit_and_vmap_give_what_single_calls_give(method, dtype, eps):
     starts = jax.random.normal(jax.random.key(0), (5, 4), dtype)
@@ -116,6 +119,7 @@ def test_jit_and_vmap_give_what_single_calls_give(method, dtype, eps):
         np.testing.assert_allclose(together.params[i], alone.params, atol=100 * eps**0.5)
 
 
+@pytest.mark.slow
 def test_vmap_over_problems_and_starts_stops_each_in_its_time():
     with jax.enable_x64(True):
         kappas = jnp.array([1.0, 1e2, 1e4])
@@ -130,6 +134,7 @@ def test_vmap_over_problems_and_starts_stops_each_in_its_time():
     assert bool(found.converged.all())
 
 
+@pytest.mark.slow
 def test_sixty_four_starts_in_one_compiled_call():
     with jax.enable_x64(True):
         starts = jax.random.normal(jax.random.key(1), (64, 10))
@@ -138,6 +143,7 @@ def test_sixty_four_starts_in_one_compiled_call():
         assert float(jnp.max(jnp.abs(jax.vmap(jax.grad(rosenbrock))(found.params)))) <= 1e-6
 
 
+@pytest.mark.slow
 def test_any_optimizer_is_a_method():
     def bowl(x):
         return jnp.sum((x - jnp.arange(3.0)) ** 2)
@@ -152,6 +158,7 @@ def test_any_optimizer_is_a_method():
         assert theirs.evaluations > theirs.steps + 1  # those of its line search are counted
 
 
+@pytest.mark.slow
 def test_auxiliary_values_history_and_drivers():
     with jax.enable_x64(True):
         seen = []
@@ -176,6 +183,7 @@ def test_auxiliary_values_history_and_drivers():
     assert found.evaluations == compiled.evaluations + 1  # aux at the point returned
 
 
+@pytest.mark.slow
 def test_the_budget_and_the_limit_of_steps_are_kept():
     with jax.enable_x64(True):
         spent = gk.minimize(rosenbrock, start(10), budget=20)
@@ -187,6 +195,7 @@ def test_the_budget_and_the_limit_of_steps_are_kept():
         assert three.value < rosenbrock(start(10))
 
 
+@pytest.mark.slow
 def test_names_of_scipy_find_the_same():
     with jax.enable_x64(True):
         ours = gk.minimize(rosenbrock, start(2), method="bfgs")

@@ -128,6 +128,7 @@ def test_where_there_is_no_derivative_it_does_not_claim_convergence(method):
         assert found.value <= kinks(jnp.array([1.0, 2.0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [1e-12, 1e12])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_scaled_loss_ends_where_the_loss_does(method, factor):
@@ -167,6 +168,7 @@ def test_a_diverging_optimizer_returns_the_best_point():
     np.testing.assert_array_equal(found.params, 1.0)
 
 
+@pytest.mark.slow
 def test_the_other_tests_of_convergence_hold_where_they_are_claimed():
     with jax.enable_x64(True):
         by_function = solve("lbfgs", rosenbrock, [-1.2, 1.0], tol=0, function_tol=1e-2, history=200)
@@ -184,6 +186,7 @@ def test_every_status_has_a_message_and_a_meaning():
         assert f"{status.name}:" in S.__doc__
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_in_float32_a_stall_is_noticed_and_nothing_is_nan(method):
     x0 = jnp.array([-1.2, 1.0], jnp.float32)
@@ -197,6 +200,7 @@ def test_in_float32_a_stall_is_noticed_and_nothing_is_nan(method):
     assert int(found.steps) - last <= 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_in_float32_a_loss_with_an_offset_reaches_a_small_gradient(method):
     def offset(x):

@@ -133,6 +133,7 @@ def test_converges_superlinearly():
     assert rates[-1] < rates[0] / 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1e-12, 1e12])
 def test_the_scale_of_the_loss_does_not_matter(scale):
     """In float32, where yᵀy leaves the range."""
@@ -247,6 +248,7 @@ def test_complex_parameters_are_pairs_of_real_ones():
         np.testing.assert_allclose(jnp.stack([z.real, z.imag]), p, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_many_starts_in_one_compiled_call():
     def reached(x):
         tx = bfgs()

@@ -41,6 +41,7 @@ def quartic(x, _):
     return jnp.sum(x**4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("loss", "start"), [(rosenbrock, [-1.2, *[1.0] * 9]), (beale, [1.0, 1.0])], ids=["r", "b"]
 )
@@ -64,6 +65,7 @@ def test_a_step_minimizes_the_cubic_model(dtype, eps):
     assert state.last.ratio > 1  # the model lies above
 
 
+@pytest.mark.slow
 def test_near_a_minimum_the_step_is_newtons():
     with jax.enable_x64(True):
         start = jnp.array([1.02, 1.03])
@@ -88,6 +90,7 @@ def test_follows_negative_curvature_out_of_a_saddle(dtype):
     np.testing.assert_allclose(jnp.abs(x), [0, np.sqrt(0.5)], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_loss_beyond_a_boundary_is_a_rejection(dtype, eps):
     def loss(x, _):
         return jnp.sum(10 * x - jnp.log(x))  # NaN for x < 0
@@ -104,6 +107,7 @@ def test_a_loss_beyond_a_boundary_is_a_rejection(dtype, eps):
     assert state.sigma == pytest.approx(1e-6)
 
 
+@pytest.mark.slow
 def test_iterates_do_not_depend_on_the_unit_of_the_loss():
     with jax.enable_x64(True):
         start, tx = jnp.array([-1.2, 1.0, 1.0]), cubic()
@@ -112,6 +116,7 @@ def test_iterates_do_not_depend_on_the_unit_of_the_loss():
         np.testing.assert_allclose(other, one, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_flat_and_singular_hessians_are_no_obstacle(dtype, eps):
     tx = cubic()
     x, _, state = run(tx, lambda x, _: (x[0] + x[1] - 3) ** 2, jnp.ones(3, dtype), 12)

@@ -43,6 +43,7 @@ def one_update(tx, params, batch, curvature=gk.gauss_newton, **observed):
     return ravel_pytree(point.grad)[0], d, state
 
 
+@pytest.mark.slow
 def test_the_direction_is_the_damped_gauss_newton_step(network, eps):
     params, batch = network.params, network.batch
     g, _, state = one_update(gk.hessian_free(1.0, tol=0.0, max_steps=200), params, batch)
@@ -55,6 +56,7 @@ def test_the_direction_is_the_damped_gauss_newton_step(network, eps):
     assert state.cg_residual < tolerance
 
 
+@pytest.mark.slow
 def test_the_gain_ratio_is_that_of_the_damped_model(network, eps):
     params, batch = network.params, network.batch
     g, d, state = one_update(gk.hessian_free(3.0), params, batch)
@@ -97,6 +99,7 @@ def test_walks_back_over_iterates_while_the_loss_falls():
     assert d["y"] == pytest.approx(0.01, rel=0.01)
 
 
+@pytest.mark.slow
 def test_the_next_conjugate_gradients_begin_at_the_last_direction(network):
     """A first step that is told to stop at once is worth its start."""
     params, batch = network.params, network.batch
@@ -149,6 +152,7 @@ def test_the_diagonal_preconditions(dtype):
     assert reached < 1e-3 * left
 
 
+@pytest.mark.slow
 def test_the_diagonal_crosses_wrappers_and_micro_batches(network, eps):
     params, batch = network.params, network.batch
     observed = {"curvature": gk.gauss_newton, "diagonal": gk.empirical_fisher_diagonal}

@@ -80,6 +80,7 @@ def test_the_product_is_that_of_the_matrix_made_of_the_last_pairs(memory_size, o
     assert state.pairs.stored == min(memory_size, 7)
 
 
+@pytest.mark.slow
 def test_with_enough_memory_it_is_bfgs_with_the_same_beginning(operator_with, eps):
     oracle = operator_with(SPECTRUM)
     short, long = scale_by_lbfgs(10), scale_by_bfgs(self_scaling=False)
@@ -138,6 +139,7 @@ def test_directions_are_those_of_optax_on_a_convex_problem(scale_init_precond):
     assert states[0].pairs.stored == 3
 
 
+@pytest.mark.slow
 def test_converges_to_what_optax_finds(regression):
     def run(tx, steps):
         @jax.jit

@@ -107,6 +107,7 @@ def test_the_step_solves_the_damped_system(operator_with, eps, eigenvalues, scal
     assert metrics["products"] == n
 
 
+@pytest.mark.slow
 def test_the_krylov_step_has_the_residual_it_was_asked_for(network, eps):
     """d solves (A + μ I) d = g in the Krylov space: μ is known from dᵀ(A d + μ d) = gᵀd."""
     tx = levenberg_marquardt(solver="lanczos", tol=1e-3)

@@ -212,6 +212,7 @@ def test_leaves_of_every_kind_keep_their_dtypes():
         assert still["none"].shape == (0, 3)
 
 
+@pytest.mark.slow
 def test_vmap_equals_one_by_one(dtype, eps):
     starts = jnp.asarray(np.random.default_rng(0).normal(size=(4, 2)), dtype)
 

@@ -30,6 +30,7 @@ def test_one_undamped_step_reaches_the_minimum_of_a_quadratic(dtype, eps):
     np.testing.assert_allclose(x, np.linalg.solve(np.asarray(H, float), b), atol=500 * eps)
 
 
+@pytest.mark.slow
 def test_the_direction_is_the_damped_newton_step(network, eps):
     tx = gk.scale_by_newton_cg(damping=5.0, tol=100 * eps, max_steps=200)
     point = gk.observe(network.loss, network.params, network.batch, curvature=gk.hessian)
@@ -109,6 +110,7 @@ def test_what_it_needs_is_named_when_it_is_missing(network):
         tx.update(grad, tx.init(grad), grad, curvature=lambda: H)
 
 
+@pytest.mark.slow
 def test_curvature_may_be_gauss_newton(network):
     """Positive semidefinite where the Hessian is not: no step falls back to the gradient."""
     x, y = network.batch["x"], network.batch["y"]

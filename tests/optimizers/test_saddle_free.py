@@ -35,6 +35,7 @@ def monkey_saddle(x, _):
     return x[0] ** 3 - 3 * x[0] * x[1] ** 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damping", [0.0, 0.3])
 def test_the_direction_is_the_gradient_by_absolute_curvature(network, eps, damping):
     tx = scale_by_saddle_free(damping, tol=0.0)
@@ -60,6 +61,7 @@ def test_where_the_curvature_is_positive_it_is_newtons(dtype, eps):
     assert gk.metrics(state)["products"] == 3
 
 
+@pytest.mark.slow
 def test_a_loose_tolerance_takes_fewer_products(operator_with):
     A, M, _ = oracle = operator_with(np.append(np.linspace(1, 2, 30), -1.5))
     g, flat = oracle.vector(0)
@@ -72,6 +74,7 @@ def test_a_loose_tolerance_takes_fewer_products(operator_with):
         assert 2 <= state.work.products <= most
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [saddle, monkey_saddle])
 def test_leaves_a_saddle_from_any_perturbed_start_where_newton_stays(dtype, loss):
     """Newton's own step goes to the saddle."""
@@ -86,6 +89,7 @@ def test_leaves_a_saddle_from_any_perturbed_start_where_newton_stays(dtype, loss
         assert jnp.linalg.norm(x) > 100 * jnp.linalg.norm(start)
 
 
+@pytest.mark.slow
 def test_on_the_way_straight_to_a_saddle_nothing_points_aside(dtype):
     """The gradient has no part along the negative curvature, nor has the Krylov space."""
     x, state = run(saddle_free(1.0), saddle, jnp.array([1.0, 0.0], dtype), 1)
@@ -111,6 +115,7 @@ def test_trains_a_deep_linear_network_past_its_saddle():
         assert gk.metrics(state)["failures"] <= 60
 
 
+@pytest.mark.slow
 def test_minimizes_rosenbrock_whatever_the_unit_of_the_loss():
     def rosenbrock(x, _):
         return 100 * (x[1] - x[0] ** 2) ** 2 + (1 - x[0]) ** 2

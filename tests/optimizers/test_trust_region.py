@@ -63,6 +63,7 @@ CLASSICS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("name", CLASSICS)
 def test_reaches_a_minimum_of_classical_problems(name, solver):
@@ -77,6 +78,7 @@ def test_reaches_a_minimum_of_classical_problems(name, solver):
             assert loss(x, None) < 1e-18
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_one_step_reaches_the_minimum_of_a_quadratic_within_the_radius(solver, dtype, eps):
     H = jnp.asarray(np.diag([1.0, 4.0, 9.0]) + 0.5, dtype)
@@ -103,6 +105,7 @@ def test_follows_negative_curvature_out_of_a_saddle(solver, dtype):
     np.testing.assert_allclose(jnp.abs(x), [0, np.sqrt(0.5)], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_singular_hessian_is_no_obstacle(dtype, eps):
     def loss(x, _):
         return (x[0] + x[1] - 3) ** 2 + 0 * x[2]
@@ -140,6 +143,7 @@ def test_a_loss_that_is_not_finite_anywhere_else_moves_nothing(dtype):
     assert state.radius == before.radius
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_iterates_do_not_depend_on_the_unit_of_the_loss(solver):
     with jax.enable_x64(True):
@@ -216,6 +220,7 @@ def test_nothing_is_asked_for_where_the_gradient_is_zero():
     assert (state.last.failures, *state.last.work) == (0, 0, 0, 0)
 
 
+@pytest.mark.slow
 def test_many_starts_at_once_are_as_one_by_one():
     with jax.enable_x64(True):
         tx, starts = trust_region(), jnp.array([[-1.2, 1.0], [0.5, 2.0], [1.0, 1.0]])

@@ -218,6 +218,7 @@ def test_unequal_budgets_are_a_warning():
     assert "not compared at equal work" in words(page(run(), run(name="sgd", work=3)))
 
 
+@pytest.mark.slow
 def test_thirty_rows_are_listed_and_the_best_drawn():
     folders = [
         run(seed=seed, rate=place / 10, end=0.1 + abs(place - 17) / 100 + seed / 1000)
@@ -239,6 +240,7 @@ def test_thirty_rows_are_listed_and_the_best_drawn():
     assert text.count('<th scope="row">') > 60
 
 
+@pytest.mark.slow
 def test_a_long_hard_comparison_is_a_small_page():
     rng, folders = np.random.default_rng(0), []
     for place in range(12):

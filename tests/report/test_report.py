@@ -122,6 +122,7 @@ def report(folder):
     return text, page
 
 
+@pytest.mark.slow
 def test_figures_are_xml_with_their_axis_labels(run):
     drawn = figures(open_record(run))
     assert list(drawn) == ["loss", "accuracy", "dynamics", "spectrum"]
@@ -171,11 +172,13 @@ def test_the_page_says_what_the_record_says(run):
     ]
 
 
+@pytest.mark.slow
 def test_the_same_record_gives_the_same_bytes(run):
     first, second = report(run)[0], report(run)[0]
     assert first == second
 
 
+@pytest.mark.slow
 def test_matplotlib_is_left_as_it_was(run):
     with matplotlib.rc_context({"font.size": 31, "axes.grid": True}):
         before = dict(matplotlib.rcParams)
@@ -223,6 +226,7 @@ def test_with_no_metrics_or_one_line(tmp_path, steps):
     assert "env.json is missing" in page.text
 
 
+@pytest.mark.slow
 def test_a_diverged_run_says_so(tmp_path):
     folder = make_run(tmp_path / "run", diverge=150)
     _, page = report(folder)
@@ -241,6 +245,7 @@ def test_a_cut_last_line_is_told(tmp_path):
     assert "The last metrics line was cut short" in report(folder)[1].text
 
 
+@pytest.mark.slow
 def test_unconverged_eigenvalues_are_hollow_and_told(tmp_path):
     folder = make_run(tmp_path / "run", spectrum=False)
     write_spectrum(folder, residual=0.5, converged=False)
@@ -250,6 +255,7 @@ def test_unconverged_eigenvalues_are_hollow_and_told(tmp_path):
     assert "largest, not converged" in figures(open_record(folder))["spectrum"]
 
 
+@pytest.mark.slow
 def test_a_spectrum_that_is_not_finite_is_told(tmp_path):
     folder = make_run(tmp_path / "run", spectrum=False)
     write_spectrum(folder, top=[math.nan, 6.0])

@@ -123,6 +123,7 @@ def text_of(folder):
 # Over training
 
 
+@pytest.mark.slow
 def test_the_evolution_says_what_the_largest_eigenvalue_does(run):
     found = one_series(run, [8.0, 19.0, 5.0, 4.0], stability=SGD)
     assert [one.step for one in found.spectra] == [100, 200, 300, 400]
@@ -143,6 +144,7 @@ def test_eigenvalues_beyond_the_line_of_stability_are_counted(run):
     assert evolution_sentence(found).endswith("step 300; above 2/η = 20 at 2 of 3 steps")
 
 
+@pytest.mark.slow
 def test_without_a_line_of_stability_the_reason_is_told(run):
     found = one_series(run, [1.0, 2.0], stability=ADAM)
     assert (
@@ -160,12 +162,14 @@ def test_a_line_of_stability_far_away_is_drawn_as_well(run, top):
     assert "2/η = 20" in texts(figures(open_record(run))["evolution"])
 
 
+@pytest.mark.slow
 def test_one_checkpoint_has_no_evolution(run):
     one_series(run, [3.0])
     assert "evolution" not in figures(open_record(run))
     assert "Over training" not in text_of(run)
 
 
+@pytest.mark.slow
 def test_many_checkpoints_make_a_page_of_bearable_size(run):
     found = one_series(run, [1 + step for step in range(25)], stability=SGD)
     assert [one.step for one in drawn_as_ridges(found)][::11] == [100, 2500]
@@ -199,6 +203,7 @@ def with_blocks(folder, tops):
     return open_record(folder)
 
 
+@pytest.mark.slow
 def test_blocks_are_read_back_and_the_sharpest_is_named(run):
     record = with_blocks(run, {"layers.0": 1.0, "layers.1": 3.0, "": 0.5})
     blocks = record.main.blocks
@@ -276,6 +281,7 @@ def test_the_figure_over_decades_has_its_labels(run):
 # Side by side
 
 
+@pytest.mark.slow
 def test_every_series_is_shown_the_main_one_first(run):
     one_series(run, [2.0, 3.0])
     for step, top in ((100, 1.0), (200, 1.5)):

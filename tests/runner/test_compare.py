@@ -147,6 +147,7 @@ def test_budgets_are_told_below_the_table(capsys):
     assert row["seeds"] == [0]
 
 
+@pytest.mark.slow
 def test_a_page_of_several_runs(capsys):
     run("many/a", [0.5])
     run("many/b", [0.7], epochs=3)

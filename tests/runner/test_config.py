@@ -759,6 +759,7 @@ def test_a_wrapper_wraps_what_is_written_below_it(write):
     ].arguments == {"max_norm": 2.0}
 
 
+@pytest.mark.slow
 def test_a_wrapped_optimizer_is_that_of_python(write):
     import jax
     import numpy as np

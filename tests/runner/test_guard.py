@@ -108,6 +108,7 @@ def test_a_lock_ends_with_its_process(tmp_path):
         assert holder.returncode == -signal.SIGKILL
 
 
+@pytest.mark.slow
 @pytest.mark.flow
 def test_sigterm_saves_and_says_how_to_go_on_unless_somebody_else_does(whole):
     process = started("run", "tiny.yaml", "--out", "run")
@@ -126,6 +127,7 @@ def test_sigterm_saves_and_says_how_to_go_on_unless_somebody_else_does(whole):
     assert whole[0] == STEPS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("limit", "file"), [(2 * 1024, "checkpoints"), (12 * 1024, "metrics.jsonl")]
 )
@@ -161,6 +163,7 @@ def refused(*arguments):
     return message
 
 
+@pytest.mark.slow
 @pytest.mark.flow
 def test_metrics_that_were_damaged_are_named_and_the_way_on_works(whole):
     metrics = stopped_run() / "metrics.jsonl"
@@ -189,6 +192,7 @@ def test_metrics_that_were_damaged_are_named_and_the_way_on_works(whole):
     assert final("run") == whole
 
 
+@pytest.mark.slow
 @pytest.mark.flow
 def test_a_folder_that_cannot_be_written_is_named(whole):
     run = stopped_run()
@@ -209,6 +213,7 @@ def test_a_folder_that_cannot_be_written_is_named(whole):
     assert final("run") == whole
 
 
+@pytest.mark.slow
 @pytest.mark.flow
 def test_of_two_processes_begun_at_once_one_trains(whole):
     command = [*COMMAND, "run", "tiny.yaml", "--out", "run"]

@@ -41,6 +41,7 @@ def run(folder, *names):
     return record.read_metrics(folder / record.METRICS)[0]
 
 
+@pytest.mark.slow
 def test_a_logger_of_the_users_has_every_line(tmp_path):
     lines = run(tmp_path / "run", "own.py:Lines")
     told = (tmp_path / "run" / "own.jsonl").read_text().splitlines()
@@ -54,6 +55,7 @@ def test_a_logger_that_fails_is_left_out_and_told_of_once(tmp_path, capsys):
     assert told == ["log_to: own.py:Fails fails and is left out: RuntimeError: no connection"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "words"),
     [

@@ -20,6 +20,7 @@ KILLED = [  # by what, and when in the life of a process
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("default_interrupts")
 def test_a_run_killed_again_and_again_ends_with_the_same_bits(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -40,6 +41,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(tmp_path, monkeypa
 TINY = "optimizer: sgd\nmodel: {hidden: []}\nepochs: 1\nbatch_size: 700\n"
 
 
+@pytest.mark.slow
 def test_a_folder_that_has_no_config_yet_is_begun_anew(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("tiny.yaml").write_text(TINY)
@@ -59,6 +61,7 @@ def test_a_folder_that_has_no_config_yet_is_begun_anew(tmp_path, monkeypatch, ca
     assert not guard.unbegun(left)
 
 
+@pytest.mark.slow
 def test_a_run_that_ended_without_its_report_gets_it(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("tiny.yaml").write_text(TINY)

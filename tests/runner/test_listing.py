@@ -17,7 +17,7 @@ def test_the_overview_has_a_line_for_each_of_gradkits_own():
     lines = overview().splitlines()
     for name, found in catalog().items():
         if found.library == "gradkit":
-            assert f"  {name:24}{found.summary}" in lines
+            assert f"  {name:26}{found.summary}" in lines
 
 
 def test_an_entry_has_summary_source_and_arguments():

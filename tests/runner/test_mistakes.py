@@ -266,7 +266,7 @@ CASES = {
         "sharpness_every: measures the Hessian | leave it out | gradkit spectrum",
     ),
     "labels drawn of a function": Case(
-        "run tiny.yaml task=model.py:task curvature.diagonal=fisher",
+        "run task.yaml curvature.diagonal=fisher",
         "curvature.diagonal: fisher draws labels | does not say how | empirical_fisher",
     ),
     "batches of an optimizer": Case(

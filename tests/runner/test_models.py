@@ -68,6 +68,7 @@ def test_a_polynomial_of_several_inputs_has_every_product():
         np.testing.assert_allclose(np.sort(row), np.sort(wanted), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_gates_begin_open_and_learn_to_close():
     sizes, x = Sizes((4,), 3, None), jax.random.normal(KEY, (7, 4))
     plain = mlp(sizes, (6, 5), activations.tanh())(nnx.Rngs(0))
@@ -182,6 +183,7 @@ def test_rotary_products_depend_on_the_distance_alone():
     assert abs(products[0, 3] - products[3, 0]) > 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("silent", ["attention", "dense"])
 def test_each_part_of_a_block_adds_to_what_it_reads_normalized(silent):
     block = text().blocks[0]
@@ -205,6 +207,7 @@ CURVED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CURVED)
 def test_hessian_products_are_those_of_reverse_mode(name):
     data, model = CURVED[name]

@@ -36,6 +36,7 @@ def sliced(one, k=2, **options):
     return largest, *loss_slice(one, largest, gradient=gradient, **options)
 
 
+@pytest.mark.slow
 def test_the_values_are_the_loss_at_the_points(network):
     one = subject_of(network.loss, network.params, network.batch)
     largest, about, arrays = sliced(one)
@@ -53,6 +54,7 @@ def test_the_values_are_the_loss_at_the_points(network):
     assert (rise > 0).all()
 
 
+@pytest.mark.slow
 def test_a_batch_in_parts_gives_the_same(network):
     one = subject_of(network.loss, network.params, network.batch)
     whole, parts = sliced(one)[2], sliced(one, micro_batch=7)[2]
@@ -73,6 +75,7 @@ def test_the_range_is_where_the_loss_rises(size):
     assert about["reach"] == 4.0
 
 
+@pytest.mark.slow
 def test_the_range_ends_before_the_loss_is_not_finite():
     def loss(x, _):
         return jnp.where(jnp.abs(x).max() < 0.7, jnp.sum(x**2 * jnp.arange(1, 4)), jnp.inf) + 1
@@ -82,6 +85,7 @@ def test_the_range_ends_before_the_loss_is_not_finite():
     assert np.isfinite(arrays["loss"]).all()
 
 
+@pytest.mark.slow
 def test_there_is_no_slice_of_a_line_or_of_a_point_alone():
     assert sliced(subject_of(lambda x, _: x[0] ** 2, jnp.ones(1)), k=1)[1:] == (None, {})
 

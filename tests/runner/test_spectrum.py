@@ -153,6 +153,7 @@ def here_too(looked_at, tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_every_checkpoint_has_its_spectrum_and_that_of_each_layer(looked_at, monkeypatch):
     monkeypatch.chdir(looked_at)
     assert kept_in("run") == FILES | {"spectrum.json", "spectrum.npz", "spectra"}
@@ -192,6 +193,7 @@ def test_the_start_is_looked_at_before_there_is_a_checkpoint(here):
     assert_ends_are(kept.values, exact(one))
 
 
+@pytest.mark.slow
 def test_the_share_of_the_gradient_in_each_of_the_largest_eigenvectors(looked_at, monkeypatch):
     monkeypatch.chdir(looked_at)
     found = record.open_record("run")
@@ -217,6 +219,7 @@ def never(*_, **__):
     raise AssertionError("computed again")
 
 
+@pytest.mark.slow
 def test_what_is_there_is_not_computed_again(here_too, monkeypatch, capsys):
     before = {path: text for path, text in snapshot().items() if "plots" not in path.parts}
     monkeypatch.setattr(gk, "spectrum", never, raising=False)
@@ -232,6 +235,7 @@ def test_what_is_there_is_not_computed_again(here_too, monkeypatch, capsys):
         run_command("spectrum", "run", "--top", "4")
 
 
+@pytest.mark.slow
 def test_another_operator_on_other_data(here):
     options = ("--operator", "gauss_newton", "--data", "test", "--no-density", "--top", PARAMETERS)
     assert run_command("spectrum", "run", *options) == 0
@@ -247,6 +251,7 @@ def test_another_operator_on_other_data(here):
     assert "The Gauss–Newton matrix of the loss" in Path("run/report.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_curvature_that_training_sees_is_that_of_units_normalized_by_the_batch(here):
     options = ("model.batch_norm=true", "epochs=1", "--out", "normed")
     assert run_command("run", "tiny.yaml", *options) == 0
@@ -272,6 +277,7 @@ def test_the_curvature_that_training_sees_is_that_of_units_normalized_by_the_bat
     assert_ends_are(found.main.values, np.einsum("iap,iab,ibq->pq", J, H, J))
 
 
+@pytest.mark.slow
 def test_the_fisher_matrix_of_some_examples_of_an_earlier_checkpoint(here):
     options = ("--operator", "fisher", "--data", "40", "--checkpoint", "6", "--no-density")
     assert run_command("spectrum", "run", *options) == 0
@@ -288,6 +294,7 @@ def test_the_fisher_matrix_of_some_examples_of_an_earlier_checkpoint(here):
     assert "eigenvalue [1/param²]" in Path("run/report.html").read_text()
 
 
+@pytest.mark.slow
 def test_micro_batches_are_the_whole_batch(here):
     assert run_command("spectrum", "run", "--micro-batch", "50", "--no-density") == 0
     (kept,) = record.open_record("run").spectra
@@ -298,6 +305,7 @@ def test_micro_batches_are_the_whole_batch(here):
     assert kept.values["gradient_norm"] == pytest.approx(float(tree.norm(point.grad)), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_an_earlier_plain_spectrum_makes_room_for_a_later_one(here):
     shutil.move("run/checkpoints/000018", "later")
     assert run_command("spectrum", "run", "--no-density") == 0
@@ -312,6 +320,7 @@ def test_an_earlier_plain_spectrum_makes_room_for_a_later_one(here):
 # Interruptions
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(here, monkeypatch, capsys):
     assert run_command("spectrum", "run", "--no-density") == 0
     whole = record.open_record("run").main
@@ -344,6 +353,7 @@ def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(here, monkeypatch, c
     assert kept_in("run") == FILES | {"spectrum.json", "spectrum.npz"}
 
 
+@pytest.mark.slow
 def test_a_killed_spectrum_goes_on_from_what_was_saved(here):
     arguments = ["spectrum", "run", "--checkpoint", "6", "--no-density"]
     process = subprocess.Popen([*GRADKIT, *arguments], stderr=subprocess.DEVNULL)
@@ -399,6 +409,7 @@ def test_the_plain_spectrum_alone_has_a_slice_of_the_loss(looked_at, monkeypatch
     assert len(page.encode()) < 500_000
 
 
+@pytest.mark.slow
 def test_a_result_from_before_there_were_slices_is_kept_and_read(here_too, monkeypatch):
     main = record.open_record("run").main
     old = {name: x for name, x in main.arrays.items() if not name.startswith("slice/")}
@@ -545,6 +556,7 @@ def exact_of_model():
         return np.asarray(jax.hessian(loss)(jnp.asarray(flat)))
 
 
+@pytest.mark.slow
 def test_a_model_trained_elsewhere(model, capsys, monkeypatch):
     few = ("--no-density", "--top", "2")
     assert run_command("spectrum", "--task", "model.py:task", "--params", "trained.npz", *few) == 0

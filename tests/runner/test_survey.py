@@ -47,6 +47,7 @@ def here(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_sweep_has_the_spectra_of_its_runs(here, capsys, monkeypatch):
     assert main(["spectrum", f"sweep/{NAMES[1]}", *LOOK]) == 0
     alone = record.open_record(f"sweep/{NAMES[1]}").spectra
@@ -67,6 +68,7 @@ def test_a_sweep_has_the_spectra_of_its_runs(here, capsys, monkeypatch):
     assert main(["spectrum", "sweep", *LOOK]) == 0
 
 
+@pytest.mark.slow
 def test_runs_of_one_task_share_what_is_compiled(here, caplog):
     runs = [record.open_record(f"sweep/{name}") for name in NAMES]
     options, programs = spectrum.Options(density=False), []
@@ -93,6 +95,7 @@ def test_tasks_that_differ_are_not_taken_for_one(here):
     assert made[0] is not made[2]
 
 
+@pytest.mark.slow
 def test_a_run_that_left_nothing_to_look_at_is_left_out(here, capsys):
     assert main(["spectrum", "wild", f"sweep/{NAMES[0]}", "--no-density"]) == 1
     out, err = capsys.readouterr()
@@ -108,6 +111,7 @@ def test_where_no_run_can_be_looked_at_it_is_a_mistake(here, capsys):
     assert "gradkit: other: diverged before its first checkpoint" in err
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on(here, capsys, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt

@@ -150,6 +150,7 @@ def test_a_folder_of_another_config_stops_it_before_it_begins():
     assert done == []
 
 
+@pytest.mark.slow
 @pytest.mark.flow
 def test_from_the_command_line_to_the_table(capsys):
     words = ["sweep", "tiny.yaml", "optimizer.learning_rate=0.01,1e38", "seed=0:2"]

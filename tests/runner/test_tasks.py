@@ -103,6 +103,7 @@ def test_values_that_do_not_go_together(fields, words):
     assert words in refusal(**fields)
 
 
+@pytest.mark.slow
 def test_a_chosen_part_of_the_hidden_units_is_left_out_in_training_alone():
     model = mlp(Sizes((40,), 1, None), hidden=(2000,), dropout=0.25)(nnx.Rngs(0))
     model.layers[0].kernel[...] = jnp.ones((40, 2000)) / 40

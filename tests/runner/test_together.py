@@ -57,6 +57,7 @@ def agree(found, expected, tolerance):
         np.testing.assert_allclose(*numbers.T, rtol=tolerance, atol=tolerance, err_msg=name)
 
 
+@pytest.mark.slow
 def test_programs_compiled_once_for_all_seeds_give_the_bits_of_each(tmp_path):
     _, folders = alone(tmp_path)
     workshop = train.Workshop()
@@ -83,6 +84,7 @@ def test_another_config_is_built_anew():
     assert workshop.setting(configs(data=data)[0]).task is not first.task
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streamed", [False, True])
 def test_seeds_at_once_are_one_by_one_to_rounding(tmp_path, monkeypatch, streamed):
     one_by_one, apart = alone(tmp_path)
@@ -99,6 +101,7 @@ def test_seeds_at_once_are_one_by_one_to_rounding(tmp_path, monkeypatch, streame
         assert summary["test_loss"] == pytest.approx(expected["test_loss"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_seed_that_diverges_ends_by_itself(tmp_path):
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(64, 3)), rng.normal(size=64)
@@ -114,6 +117,7 @@ def test_a_seed_that_diverges_ends_by_itself(tmp_path):
         agree(lines(place), lines(other), 2e-4)
 
 
+@pytest.mark.slow
 def test_a_seed_out_of_patience_ends_by_itself(tmp_path):
     fields = {
         "best": {"metric": "validation_loss", "patience": 2},
@@ -130,6 +134,7 @@ def test_a_seed_out_of_patience_ends_by_itself(tmp_path):
         assert checkpoint.steps(place / "best") == [expected["best"]["step"]]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("default_interrupts")
 def test_interrupted_every_seed_is_saved_and_goes_on_by_itself(tmp_path, monkeypatch):
     _, apart = alone(tmp_path)

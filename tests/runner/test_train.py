@@ -115,6 +115,7 @@ OPTIMIZERS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_optimizers_from_a_config(tmp_path, config, name):
     optimizer, rate = OPTIMIZERS[name]
@@ -162,6 +163,7 @@ RESUMED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RESUMED)
 def test_a_crashed_run_goes_on_to_the_same_bits(tmp_path, config, name):
     _, lines = begin(config(RESUMED[name]), tmp_path / "whole")
@@ -182,6 +184,7 @@ def the_work_is_counted(lines):
         assert all(count >= line["step"] for count, line in zip(counts, lines, strict=True))
 
 
+@pytest.mark.slow
 def test_the_sharpness_is_measured_beside_a_training_that_it_does_not_change(tmp_path, config):
     full = {"batch_size": 72, "epochs": STEPS}
     adam = {"name": "adam", "learning_rate": 0.02}
@@ -257,6 +260,7 @@ def rewrite(path, old, new):
     path.write_text(text.replace(old, new))
 
 
+@pytest.mark.slow
 def test_killed_before_the_first_checkpoint_it_begins_anew(finished, crashed):
     shutil.rmtree(crashed / "checkpoints")
     (crashed / "checkpoints").mkdir()
@@ -276,6 +280,7 @@ def test_killed_between_the_last_checkpoint_and_the_summary(finished, tmp_path):
     assert timeless(tmp_path / "run") == timeless(finished)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_can_be_resumed(finished, crashed):
     resume(crashed)
     crash(crashed, after=6)
@@ -410,6 +415,7 @@ def interrupt_at(monkeypatch, step):
     monkeypatch.setattr(record, "append_metrics", append_and_interrupt)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("default_interrupts")
 def test_an_interrupted_run_keeps_its_last_step(tmp_path, config, finished, monkeypatch):
     same = config({"name": "optax.adam", "learning_rate": 0.02}, evaluate_every=100)

@@ -72,6 +72,7 @@ def bits(folder):
     return step, [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_a_step_at_a_time_or_many_are_the_same_bits(tmp_path, monkeypatch, name):
     _, many = run(tmp_path / "many", **MODELS[name])
@@ -82,6 +83,7 @@ def test_a_step_at_a_time_or_many_are_the_same_bits(tmp_path, monkeypatch, name)
     assert many[-1]["loss"] < many[0]["loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_a_run_cut_short_goes_on_to_the_same_bits(tmp_path, name):
     _, lines = run(tmp_path / "whole", **MODELS[name])
@@ -95,6 +97,7 @@ def test_a_run_cut_short_goes_on_to_the_same_bits(tmp_path, name):
     assert bits(cut) == bits(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_examples_that_do_not_fit_on_the_device_are_sent_there(tmp_path, monkeypatch):
     _, resident = run(tmp_path / "resident")
     monkeypatch.setattr(programs, "RESIDENT", 0)
@@ -104,6 +107,7 @@ def test_examples_that_do_not_fit_on_the_device_are_sent_there(tmp_path, monkeyp
     assert bits(tmp_path / "streamed") == bits(tmp_path / "resident")
 
 
+@pytest.mark.slow
 def test_an_evaluation_in_pieces_is_that_of_the_whole(tmp_path, monkeypatch):
     _, whole = run(tmp_path / "whole")
     monkeypatch.setattr(programs, "EVALUATED", 13)
@@ -113,6 +117,7 @@ def test_an_evaluation_in_pieces_is_that_of_the_whole(tmp_path, monkeypatch):
         assert found == pytest.approx([line[name] for line in whole if name in line], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_loop_written_by_hand_ends_at_the_same_parameters(tmp_path):
     run(tmp_path / "run")
     made = setting.reopen(record.open_record(tmp_path / "run"))
@@ -130,6 +135,7 @@ def test_a_loop_written_by_hand_ends_at_the_same_parameters(tmp_path):
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_micro_batches_are_the_batch(tmp_path):
     _, whole = run(tmp_path / "whole", optimizer={"name": "sgd", "learning_rate": 0.1})
     _, parts = run(
@@ -140,6 +146,7 @@ def test_micro_batches_are_the_batch(tmp_path):
         assert found == pytest.approx([line[name] for line in whole], rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_an_optimizer_sees_the_curvature_that_the_config_says(tmp_path):
     """Hessian-free the Gauss–Newton matrix, if nothing is said, and others the Hessian."""
 
@@ -158,6 +165,7 @@ def test_an_optimizer_sees_the_curvature_that_the_config_says(tmp_path):
     assert losses("newton", newton) == losses("hessian", newton, operator="hessian")
 
 
+@pytest.mark.slow
 def test_a_diagonal_is_of_the_operator_or_of_labels_that_are_drawn(tmp_path):
     def trained(name, **curvature):
         fields = {"optimizer": {"name": "sophia", "every": 2}, "curvature": curvature, "epochs": 1}
@@ -170,6 +178,7 @@ def test_a_diagonal_is_of_the_operator_or_of_labels_that_are_drawn(tmp_path):
     assert [line["loss"] for line in by_signs] != [line["loss"] for line in drawn]
 
 
+@pytest.mark.slow
 def test_products_with_some_examples_count_as_their_share(tmp_path):
     fields = {"optimizer": {"name": "newton_cg", "max_steps": 4, "tol": 1e-6}, "epochs": 1}
     (_, whole), (_, part) = (
@@ -187,6 +196,7 @@ def test_products_with_some_examples_count_as_their_share(tmp_path):
     assert [line["loss"] for line in part] != [line["loss"] for line in whole]
 
 
+@pytest.mark.slow
 def test_dropout_draws_anew_at_every_step(tmp_path):
     still = {"name": "sgd", "learning_rate": 0.0}
     fields = {"optimizer": still, "batch_size": 113, "epochs": 20}
@@ -213,6 +223,7 @@ def test_a_bound_on_the_weights_of_the_layers_that_a_mask_names(tmp_path):
     assert last.max() > 1
 
 
+@pytest.mark.slow
 def test_a_line_search_never_takes_over_a_loss_of_other_random_numbers(tmp_path):
     fields = {"batch_size": 113, "epochs": 10, "model": {"hidden": [8], "dropout": 0.5}}
     searched = [{"name": "scale_by_adam"}, {"name": "line_search"}]
@@ -231,6 +242,7 @@ def test_a_line_search_never_takes_over_a_loss_of_other_random_numbers(tmp_path)
         state = state._replace(params=params, optimizer=opt_state)
 
 
+@pytest.mark.slow
 def test_the_best_evaluation_is_kept_and_patience_ends_the_run(tmp_path):
     best = {"metric": "validation_loss", "patience": 3}
     hot = {"name": "sgd", "learning_rate": 4.0}
@@ -309,6 +321,7 @@ def test_a_step_without_a_finite_loss_ends_the_run(tmp_path, bad_example):
     assert summary["steps"] == len(lines) <= 8
 
 
+@pytest.mark.slow
 def test_a_function_to_minimize_is_a_run(tmp_path):
     fields = {"task": "rosenbrock", "optimizer": {"name": "lbfgs"}, "epochs": 60, "data": {}}
     summary, lines = run(tmp_path / "run", **fields)
@@ -348,6 +361,7 @@ def test_a_users_file_changed_since_is_refused(tmp_path, monkeypatch):
         train.resume(record.open_record(tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_a_convolution_is_stepped_outside_of_compiled_loops(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model.py").write_text(

@@ -85,6 +85,7 @@ def test_the_wolfe_conditions_hold_in_every_case(method, table):
 
 
 # MINPACK-2's code takes 179 for all.
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "most"), [("more_thuente", 179), ("hager_zhang", 280)])
 def test_all_cases_together_stay_within_their_trials(method, most):
     assert sum(int(step.evaluations) for table in TABLES for step in found(method, table)) <= most

@@ -24,6 +24,7 @@ def lines(check):
     return {line.split()[0]: line for line in check.report().splitlines()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("linearize", [True, False])
 def test_a_hessian_passes(network, linearize):
     H = gk.hessian(network.loss, network.params, network.batch, linearize=linearize)
@@ -79,6 +80,7 @@ def _normalized_jvp(primals, tangents):
     return normalized(h), t / jnp.std(h, axis=0)  # forgets that the statistics move with h
 
 
+@pytest.mark.slow
 def test_a_custom_derivative_that_forgets_a_term_is_not_symmetric(network):
     def loss(params, batch):
         h = normalized(batch["x"] @ params["layers"][0]["w"])

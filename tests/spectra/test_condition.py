@@ -51,6 +51,7 @@ def diagonal(values):
     return gk.Operator(jax.tree_util.Partial(jnp.multiply, d), d)
 
 
+@pytest.mark.slow
 def test_large_definite_operators_get_an_interval_that_covers_at_its_stated_rate(dtype):
     values = np.concatenate([np.random.default_rng(0).uniform(1, 3, 2000), [25.0, 40.0]])
     A = diagonal(values.astype(dtype))

@@ -85,6 +85,7 @@ def test_the_bound_of_a_density_covers(dtype, probes, steps):
         assert np.mean(distances <= found.w1_bound) >= 0.95
 
 
+@pytest.mark.slow
 def test_the_interval_of_a_small_condition_number_always_covers(dtype):
     spectra = (STRAKOS, np.linspace(-3, 5, 48), np.geomspace(1e-4, 1, 48), -np.linspace(1, 9, 48))
     spectra = [exact.astype(dtype) for exact in spectra]

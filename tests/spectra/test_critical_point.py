@@ -23,6 +23,7 @@ def diagonal(values):
     return gk.Operator(Partial(jnp.multiply, d), d)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("eigenvalues", "kind", "negative"),
     [
@@ -56,6 +57,7 @@ def test_the_evidence_says_what_a_degenerate_point_is_not(operator_with):
         assert said in critical_point(A, zero(A), key=KEY).evidence
 
 
+@pytest.mark.slow
 def test_a_monkey_saddle_is_degenerate_and_a_saddle_is_not():
     def monkey(p, batch):
         return p["x"] ** 3 - 3 * p["x"] * p["y"] ** 2
@@ -73,6 +75,7 @@ def test_a_monkey_saddle_is_degenerate_and_a_saddle_is_not():
     assert abs(way_down["y"][0]) == pytest.approx(1, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_gradient_above_the_tolerance_is_not_critical(operator_with):
     A, *_ = oracle = operator_with(UP)
     g, flat = oracle.vector(1)
@@ -89,6 +92,7 @@ def test_one_dimension(dtype, value, kind):
     assert (point.kind, point.negative) == (kind, int(value < 0))
 
 
+@pytest.mark.slow
 def test_negative_eigenvalues_of_a_network_are_counted(network):
     H = gk.hessian(network.loss, network.params, network.batch)
     g = gk.observe(gk.Problem(network.loss), network.params, network.batch).grad
@@ -118,6 +122,7 @@ def test_a_large_saddle_has_at_least_so_many_negative_eigenvalues():
     assert "did not converge" not in point.evidence
 
 
+@pytest.mark.slow
 def test_a_large_minimum_is_claimed_only_where_the_residual_allows():
     clear = np.concatenate([np.random.default_rng(0).uniform(2, 3, 2000), [1.0, 9.0]])
     point = critical_point(diagonal(clear.astype(np.float32)), jnp.zeros(2002), key=KEY)

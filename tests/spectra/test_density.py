@@ -41,6 +41,7 @@ def test_as_many_steps_as_dimensions_give_the_eigenvalues(operator_with, eps):
     assert error.sum(axis=1).max() <= 100 * eps * 21
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("steps", "probes"), [(5, 2), (20, 4), (60, 10)])
 def test_the_bound_covers_the_true_distance_at_its_stated_rate(operator_with, steps, probes):
     A, M, _ = operator_with(BULK)
@@ -59,6 +60,7 @@ def _density(A, key, *, probes, steps):
     return gk.density(A, key=key, probes=probes, steps=steps)
 
 
+@pytest.mark.slow
 def test_the_bound_shrinks_with_steps_and_probes(operator_with):
     A, *_ = operator_with(BULK)
     bounds = [
@@ -68,6 +70,7 @@ def test_the_bound_shrinks_with_steps_and_probes(operator_with):
     assert bounds[0] > bounds[1] > bounds[2]
 
 
+@pytest.mark.slow
 def test_the_curve_is_a_density_with_its_spread(operator_with):
     A, *_ = operator_with(BULK)
     d = gk.density(A, key=jax.random.key(0), probes=6, steps=30)

@@ -57,6 +57,7 @@ def assert_honest(values, errors, truth):
     assert size.max() <= 1.3
 
 
+@pytest.mark.slow
 @single
 @pytest.mark.parametrize(
     ("method", "eigenvalues", "max_products"),
@@ -112,6 +113,7 @@ def test_a_tolerance_is_met_and_costs_what_it_must(operator_with):
     assert abs(tight.value - np.trace(M)) <= 4 * tight.stderr
 
 
+@pytest.mark.slow
 @single
 def test_a_tolerance_out_of_reach_is_a_value(operator_with):
     A, *_ = operator_with(np.linspace(-1, 1, 40))
@@ -134,6 +136,7 @@ def test_xtrace_is_exact_on_a_low_rank_and_says_so(operator_with, eps):
     assert estimate.products <= 12
 
 
+@pytest.mark.slow
 @single
 @pytest.mark.parametrize("method", ["hutch++", "xtrace"])
 def test_the_others_beat_signs_where_few_eigenvalues_dominate(operator_with, method):
@@ -159,6 +162,7 @@ def _times(factor, v):
     return jax.tree.map(lambda x: factor * x, v)
 
 
+@pytest.mark.slow
 def test_a_diagonal_operator_has_no_error(dtype, eps):
     d = {"a": jnp.arange(1, 7, dtype=dtype).reshape(2, 3), "b": [jnp.asarray(9.0, dtype)]}
     A = gk.Operator(Partial(_entrywise, d), d)
@@ -203,6 +207,7 @@ def test_the_logdet_is_nan_where_the_operator_is_not_positive(operator_with):
         assert gk.logdet(A, key=KEY, steps=20, shift=1.0).converged
 
 
+@pytest.mark.slow
 @single
 def test_too_few_steps_for_the_logdet_are_reported(operator_with):
     A, M, _ = operator_with(np.geomspace(1e-4, 1, 40))

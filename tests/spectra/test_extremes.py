@@ -54,6 +54,7 @@ def test_residuals_are_those_of_the_returned_vectors(operator_with, eps):
         assert np.abs(exact - value).min() <= residual + 50 * 100 * eps
 
 
+@pytest.mark.slow
 def test_agrees_with_scipy(operator_with):
     A, M, _ = operator_with(SPECTRA["outliers"])
     for which in ("LA", "SA", "BE", "LM"):
@@ -70,6 +71,7 @@ def test_vectors_are_trees_like_the_domain(operator_with):
         assert leaf.dtype == x.dtype
 
 
+@pytest.mark.slow
 def test_too_few_products_are_said_not_hidden(operator_with):
     A, *_ = operator_with(np.linspace(0, 1, 60))
     pairs = gk.eigsh(A, 5, key=jax.random.key(0), max_products=20, tol=1e-6)
@@ -78,6 +80,7 @@ def test_too_few_products_are_said_not_hidden(operator_with):
     assert (np.asarray(pairs.residuals)[~np.asarray(pairs.converged)] > 1e-6).all()
 
 
+@pytest.mark.slow
 def test_a_start_near_the_answer_needs_fewer_products(operator_with):
     A, *_ = operator_with(np.linspace(0, 1, 60) ** 2)
     cold = gk.eigsh(A, 1, key=jax.random.key(0), tol=1e-4)
@@ -87,6 +90,7 @@ def test_a_start_near_the_answer_needs_fewer_products(operator_with):
     assert warm.products < cold.products
 
 
+@pytest.mark.slow
 def test_all_eigenvalues_and_a_single_dimension(operator_with, dtype, eps):
     A, M, _ = operator_with(np.linspace(-1, 1, 9))
     pairs = gk.eigsh(A, 9, key=jax.random.key(0))
@@ -106,6 +110,7 @@ def test_the_host_driver_gives_the_same_and_is_watched_at_each_product(operator_
     assert len(seen) == hosted.products
 
 
+@pytest.mark.slow
 def test_works_inside_jit_and_on_a_network(network, eps):
     @jax.jit
     def largest(params):
@@ -141,6 +146,7 @@ def test_arguments_out_of_range_are_refused(operator_with, arguments, message):
         gk.eigsh(A, key=jax.random.key(0), **arguments)
 
 
+@pytest.mark.slow
 def test_the_host_driver_leaves_its_arguments_alone(operator_with, dtype):
     A, *_ = oracle = operator_with(SPECTRA["outliers"])
     tol, (v0, _) = jnp.asarray(1e-3, dtype), oracle.vector(0)
@@ -149,6 +155,7 @@ def test_the_host_driver_leaves_its_arguments_alone(operator_with, dtype):
     assert not any(x.is_deleted() for x in jax.tree.leaves((A, v0, tol)))
 
 
+@pytest.mark.slow
 def test_the_basis_grows_as_it_must_and_gives_the_same_numbers():
     """As under jit, where it has its full size from the start."""
     spectrum = jnp.concatenate([jnp.linspace(0, 1, 290), jnp.linspace(1.001, 1.1, 10)])
@@ -161,6 +168,7 @@ def test_the_basis_grows_as_it_must_and_gives_the_same_numbers():
     np.testing.assert_allclose(grown.values, spectrum[-4:], rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["LA", "SA", "BE", "LM"])
 @pytest.mark.parametrize("block", [1, 3])
 def test_a_bounded_basis_restarts_and_finds_the_same(operator_with, eps, which, block):
@@ -193,6 +201,7 @@ def test_a_bounded_basis_is_never_exceeded_inside_and_outside_jit():
     np.testing.assert_allclose(outside.values, diagonal[-3:], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_budget_holds_over_restarts():
     diagonal = jnp.linspace(0, 1, 400)
     A = gk.Operator(jax.tree_util.Partial(jnp.multiply, diagonal), diagonal)
@@ -213,6 +222,7 @@ def test_a_block_finds_as_many_copies_as_it_has_start_vectors(eps, dtype, copies
     np.testing.assert_allclose(pairs.values, np.repeat([3.0, 5.0], copies), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [1, 2])
 def test_earlier_pairs_are_a_warm_start(network, block):
     A = gk.hessian(network.loss, network.params, network.batch)

@@ -16,6 +16,7 @@ single = pytest.mark.parametrize("dtype", ["float32"], indirect=True)
 double = pytest.mark.parametrize("dtype", ["float64"], indirect=True)
 
 
+@pytest.mark.slow
 @single
 def test_softmax_regression_is_flat_along_the_shifts_of_its_logits(dtype, eps):
     """One zero mode for each feature and one for the bias, and no other.
@@ -56,6 +57,7 @@ def test_softmax_regression_is_flat_along_the_shifts_of_its_logits(dtype, eps):
         np.testing.assert_allclose(leaf - leaf[..., :1], 0, atol=1e3 * eps)
 
 
+@pytest.mark.slow
 @single
 def test_least_squares_has_the_squares_of_the_singular_values(dtype, eps):
     features = 60
@@ -99,6 +101,7 @@ def linear_network(widths, dtype):
     return gk.hessian(loss, params, None), gk.observe(gk.Problem(loss), params, None).grad
 
 
+@pytest.mark.slow
 @double
 def test_two_linear_layers_have_a_saddle_at_zero(dtype, eps):
     """Each singular value ±σ, once for each hidden unit; the rest is flat."""
@@ -113,6 +116,7 @@ def test_two_linear_layers_have_a_saddle_at_zero(dtype, eps):
     assert (point.kind, point.negative, point.gradient_norm) == ("saddle", 3 * hidden, 0)
 
 
+@pytest.mark.slow
 @single
 def test_three_linear_layers_are_flat_to_second_order_at_zero(dtype):
     A, grad = linear_network((5, 4, 4, 3), dtype)

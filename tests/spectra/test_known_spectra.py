@@ -176,6 +176,7 @@ def test_a_single_start_leaves_out_copies_only(dtype):
         assert 1 <= found <= copies
 
 
+@pytest.mark.slow
 @single
 @pytest.mark.parametrize("shape", [(1000, 1000), (100, 100, 100)])
 def test_a_million_dimensions_in_few_products(dtype, eps, shape):
@@ -256,6 +257,7 @@ def assert_near_law(density, law, n):
     assert distance <= length / np.sqrt(2 * n * len(density.nodes)) + finite
 
 
+@pytest.mark.slow
 @single
 def test_the_semicircle(dtype):
     n = 500

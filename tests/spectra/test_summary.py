@@ -8,6 +8,7 @@ import pytest
 import gradkit as gk
 
 
+@pytest.mark.slow
 def test_every_part_agrees_with_the_dense_hessian(network, eps):
     A = gk.hessian(network.loss, network.params, network.batch)
     found = gk.spectrum(A, key=jax.random.key(0), top=3, bottom=2, probes=5, steps=20)
@@ -23,6 +24,7 @@ def test_every_part_agrees_with_the_dense_hessian(network, eps):
     assert found.condition.lower <= kappa * (1 + 1e3 * eps * kappa) <= found.condition.upper * 1.01
 
 
+@pytest.mark.slow
 def test_it_counts_every_product(network):
     calls = []
 
@@ -36,6 +38,7 @@ def test_it_counts_every_product(network):
     assert len(calls) == found.products
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 2, 5])
 def test_tiny_operators_give_what_there_is(dtype, n):
     values = jnp.arange(1.0, n + 1, dtype=dtype)
@@ -46,6 +49,7 @@ def test_tiny_operators_give_what_there_is(dtype, n):
     assert found.condition.value == pytest.approx(n, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_counts_and_moments_come_from_the_same_products(dtype):
     exact = np.concatenate([np.linspace(-1, -0.1, 30), np.linspace(0.1, 2, 270), [20.0]])
     diagonal = jnp.asarray(exact, dtype)
@@ -63,6 +67,7 @@ def test_counts_and_moments_come_from_the_same_products(dtype):
     assert found.condition.upper == np.inf
 
 
+@pytest.mark.slow
 def test_without_probes_there_is_one_short_run(dtype):
     diagonal = jnp.concatenate([jnp.linspace(-0.1, 1, 500), jnp.array([9.0])]).astype(dtype)
     A = gk.Operator(jax.tree_util.Partial(jnp.multiply, diagonal), diagonal)
@@ -78,6 +83,7 @@ def test_without_probes_there_is_one_short_run(dtype):
     assert condition.lower <= 9.2 / 0.1 <= condition.upper < np.inf
 
 
+@pytest.mark.slow
 def test_what_is_no_symmetric_operator_is_refused_with_its_cause(network):
     A = gk.Operator(lambda v: jax.tree.map(jnp.abs, v), network.params)
     with pytest.raises(ValueError, match=r"linearity .* the map is not linear"):
@@ -86,6 +92,7 @@ def test_what_is_no_symmetric_operator_is_refused_with_its_cause(network):
     assert np.isfinite(found.largest.values).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("values", [[-1.0, 2.0, 3.0], [1.0, 2.0, 3.0], [-3.0], [0.0, 1.0]])
 def test_the_kind_of_point_is_that_of_its_own_function(dtype, values):
     diagonal = jnp.asarray(values, dtype)
@@ -100,6 +107,7 @@ def test_the_kind_of_point_is_that_of_its_own_function(dtype, values):
     assert moved.kind == "not_critical"
 
 
+@pytest.mark.slow
 def test_it_works_inside_jit(network):
     @jax.jit
     def both(params):

@@ -50,6 +50,7 @@ def test_on_a_quadratic_the_prediction_is_exact_and_the_loss_rises_beyond_break_
     assert (check.actual > check.rounding).tolist() == [False, False, False, False, True, True]
 
 
+@pytest.mark.slow
 def test_on_a_network_it_agrees_with_float64_and_the_remainder_is_of_third_order(network, dtype):
     point = gk.observe(gk.Problem(network.loss), network.params, network.batch, gk.hessian)
     H, f = point.extras["curvature"](), point.extras["value_fn"]

@@ -73,6 +73,7 @@ def test_schedules_within_count_updates_and_those_outside_micro_batches():
     np.testing.assert_allclose(decays, [0.0, 0.01, 0.02, 0.03])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("low", [jnp.bfloat16, jnp.float16])
 def test_low_precision_gradients_are_summed_in_float32_or_the_dtype_chosen(low):
     params = {"w": jnp.ones(100, low)}
@@ -150,6 +151,7 @@ def test_the_memory_is_one_tree_and_the_step_makes_half_of_what_optax_does():
     assert mine < 0.5 * temporary_memory(theirs.gradient_transformation(), params)
 
 
+@pytest.mark.slow
 def test_it_is_differentiable_through_in_both_modes():
     tx = gk.accumulate(gk.adam(0.1), 2)
 
@@ -180,6 +182,7 @@ def test_micro_batches_inside_the_step_are_the_whole_batch(dtype, eps):
         np.testing.assert_allclose(x, y, rtol=1e3 * eps, atol=10 * eps)
 
 
+@pytest.mark.slow
 def test_a_newton_step_over_micro_batches_is_that_of_the_whole_batch(dtype, eps):
     params, _, whole = setting(dtype, [12])
     tx = gk.newton_cg()

@@ -232,6 +232,7 @@ def test_a_missing_or_misspelt_extra_argument_is_named_at_its_member():
         tx.update(GRADS[0], state, PARAMS, curvture=lambda: None)
 
 
+@pytest.mark.slow
 def test_states_are_sharded_like_the_parameters_in_both_modes():
     """On four virtual devices, which must be asked for before JAX is imported."""
     script = textwrap.dedent(

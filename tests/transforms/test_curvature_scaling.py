@@ -55,6 +55,7 @@ def averaged_diagonal(tx, problem, params, batch, count, **asked):
     return ravel_pytree(measured(tx.init(params)).nu)[0]
 
 
+@pytest.mark.slow
 def test_hutchinsons_diagonal_is_within_its_standard_error_of_the_exact_one(network):
     count = 400
     mean = gk.scale_by_sophia(b2=lambda step: step / (step + 1), every=1)
@@ -116,6 +117,7 @@ def test_sophia_clips_what_it_divides_by_the_averaged_diagonal():
     np.testing.assert_allclose(metrics["clipped"], np.mean(np.abs(ratio) > 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [1, 4])
 @pytest.mark.parametrize("name", ["scale_by_adahessian", "scale_by_sophia"])
 def test_jit_and_eager_measure_the_same_diagonals(name, every):

@@ -131,6 +131,7 @@ def test_the_rate_falls_on_a_plateau_of_either_sign(sign):
     assert scales == [1.0] * 6 + [0.5] * 5 + [0.25]
 
 
+@pytest.mark.slow
 def test_plateaus_of_positive_values_are_those_of_optax():
     arguments = {"factor": 0.3, "patience": 2, "cooldown": 1, "accumulation_size": 2}
     ours = gk.reduce_on_plateau(**arguments, min_scale=0.05)
@@ -211,6 +212,7 @@ def test_stacked_updates_are_the_same(group, dtype, eps):
             np.testing.assert_allclose(x, y, rtol=20 * eps, atol=2 * eps)
 
 
+@pytest.mark.slow
 def test_stacked_members_may_call_the_loss():
     def loss(p, _):
         return sum(jnp.sum((x - 1) ** 4) for x in jax.tree.leaves(p))

@@ -57,6 +57,7 @@ def test_adam_is_the_quotient_of_two_corrected_averages(dtype, eps):
         np.testing.assert_allclose(u, m / (jnp.sqrt(v) + 1e-8), rtol=50 * eps)
 
 
+@pytest.mark.slow
 @given(x=VECTORS, factor=st.floats(0.1, 100))
 def test_adam_does_not_see_the_scale_of_the_gradient(x, factor):
     x = x + jnp.where(x >= 0, 1, -1)
@@ -66,6 +67,7 @@ def test_adam_does_not_see_the_scale_of_the_gradient(x, factor):
         np.testing.assert_allclose(a, b, rtol=1e-4)
 
 
+@pytest.mark.slow
 @given(x=VECTORS, a=st.floats(-10, 10))
 def test_momentum_is_linear(x, a):
     y = jnp.cos(jnp.arange(len(x), dtype=jnp.float32))

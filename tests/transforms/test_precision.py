@@ -99,6 +99,7 @@ def test_small_steps_of_bfloat16_parameters_are_not_lost(name):
         assert mean == pytest.approx(0.98, abs=2e-3)
 
 
+@pytest.mark.slow
 def test_master_weights_are_the_float32_run_rounded():
     loss = lambda p: jnp.sum((p - jnp.array([0.3, -1.7, 2.1])) ** 2)  # noqa: E731
     low, wide = jnp.array([1.0, 1.0, -1.0], jnp.bfloat16), jnp.array([1.0, 1.0, -1.0])
@@ -123,6 +124,7 @@ def test_a_parameter_changed_from_outside_is_taken_over():
     np.testing.assert_allclose(state.master, [0.9994, 7 - 1e-4, 0.9994], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_master_weights_hold_members_that_call_the_loss():
     def loss(p, _):
         return jnp.sum((p.astype(jnp.float32) - 3) ** 4)

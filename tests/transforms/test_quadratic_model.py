@@ -36,6 +36,7 @@ def observed(problem, network, params):
     return gk.observe(problem, params, network.batch, curvature=gk.hessian)
 
 
+@pytest.mark.slow
 def test_the_model_is_least_in_the_plane_of_the_direction_and_the_last_update(network, eps):
     """The gradient of the damped model at d, (|A| + λ) d + g, is orthogonal to both."""
     lam, params = 0.7, network.params

@@ -41,6 +41,7 @@ def test_the_proximal_step_reaches_the_closed_form_on_an_orthonormal_design(l2, 
     np.testing.assert_array_equal(theta == 0, expected == 0)  # exact zeros
 
 
+@pytest.mark.slow
 @given(
     x=st.lists(st.floats(-10, 10, width=32), min_size=1, max_size=5),
     l1=st.floats(0, 5),

@@ -101,6 +101,7 @@ def test_members_that_call_the_loss_see_whole_parameters(name, around):
     assert (params["head"][0] != PARAMS["head"][0]).any()
 
 
+@pytest.mark.slow
 def test_newton_on_a_part_is_newton_on_that_part(dtype, eps):
     params, batch = jax.tree.map(lambda x: x.astype(dtype), (PARAMS, BATCH))
     tx = gk.newton_cg(1.0, damping=1e-2, tol=1e-9, max_steps=30)

@@ -76,6 +76,7 @@ def diagonal(values, dtype=jnp.float32):
     return gk.Operator(Partial(jnp.multiply, d), d)
 
 
+@pytest.mark.slow
 def test_they_are_the_largest_eigenvalues_along_a_training(network, eps):
     tx = track_sharpness(gk.adam(0.03), every=5, tol=1e-3, max_products=100)
     hessian = dense_hessian(network.loss, network.params, network.batch)
@@ -112,6 +113,7 @@ MOMENTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MOMENTS)
 def test_the_preconditioner_is_that_of_the_update_made(name):
     """The update is −η P⁻¹ m: P is read off it, and P^(−1/2) H P^(−1/2) made dense."""
@@ -292,6 +294,7 @@ def types(state):
     return structure, [(jnp.shape(x), jnp.result_type(x)) for x in leaves]
 
 
+@pytest.mark.slow
 def test_vmap_equals_one_by_one():
     tx = track_sharpness(gk.adam(0.1), every=2)
     step = functools.partial(advance, tx, lambda x, _: jnp.sum(x**4), None)
@@ -306,6 +309,7 @@ def test_vmap_equals_one_by_one():
             np.testing.assert_allclose(found[name][i], alone[i][name], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_low_precision_parameters_have_their_eigenvector_in_float32():
     params, batch = start(jnp.bfloat16)
     tx = track_sharpness(gk.adam(0.01))
@@ -335,6 +339,7 @@ def test_it_works_within_others(around):
     assert gk.metrics(state)["sharpness"] == pytest.approx(exact, rel=1e-2)
 
 
+@pytest.mark.slow
 def test_the_eigenvectors_are_sharded_like_the_parameters_in_both_modes():
     """On two virtual devices, which must be asked for before JAX is imported."""
     script = textwrap.dedent(
@@ -384,6 +389,7 @@ def test_what_is_missing_or_out_of_range_is_named():
 
 
 class TestScaleBySharpness:
+    @pytest.mark.slow
     def test_the_rate_is_the_factor_over_the_largest_eigenvalue(self, network):
         tx = gk.scale_by_sharpness(0.5, tol=1e-3, max_products=60)
         point = gk.observe(network.loss, network.params, network.batch, gk.hessian)

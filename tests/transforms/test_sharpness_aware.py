@@ -9,6 +9,7 @@ from jax.flatten_util import ravel_pytree
 import gradkit as gk
 
 
+@pytest.mark.slow
 def test_the_gradient_is_that_at_the_highest_point_nearby(network, eps):
     params, rho = network.params, 0.3
     point = gk.observe(network.loss, params, network.batch)

@@ -67,6 +67,7 @@ def prepared(**fields):
     return setting.prepare(Config(**{"optimizer": {"name": "sgd"}, **fields}))
 
 
+@pytest.mark.slow
 def test_a_step_sees_changed_images_and_an_evaluation_those_of_the_data():
     data = {"source": "digits", "examples": 64}
     plain, changing = (
