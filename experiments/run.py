@@ -1,6 +1,6 @@
 """Runs the experiments through the command line and writes what each found beside its claim.
 
-    python experiments/run.py               # all of them, as `make experiments`
+    python experiments/run.py               # all that are not long, as `make experiments`
     python experiments/run.py xor saddle
 
 Each folder here is an experiment: `experiment.py` has the claim as its docstring's first line, the
@@ -8,7 +8,8 @@ reference, and three functions of the folder that its runs are in: `commands`, w
 lines of gradkit, each made when those before it have ended, so that a rate can be tuned first and
 used next; `judge`, what was found; and `draw`, its plot. Beside it are written `README.md`,
 `plot.svg` and `result.json`, and of all results `RESULTS.md`. Runs are kept below
-`runs/experiments`: a command that has ended is not run again, until its folder is deleted.
+`runs/experiments`: a command that has ended is not run again, until its folder is deleted. One with
+`LONG = True` is run by its name alone.
 """
 
 from __future__ import annotations
@@ -53,11 +54,12 @@ def main(names: list[str]) -> int:
     if unknown := [name for name in names if name not in known]:
         print(f"no experiment {unknown[0]!r}; there are {', '.join(known)}", file=sys.stderr)
         return 2
-    chosen = names or known
-    modules = {name: loaded(name) for name in chosen}
+    modules = {name: loaded(name) for name in names or known}
+    if not names:
+        modules = {name: m for name, m in modules.items() if not getattr(m, "LONG", False)}
     left = sum(module.MINUTES for module in modules.values())
     for number, (name, module) in enumerate(modules.items(), start=1):
-        print(f"{number} of {len(chosen)}: {name}, some {module.MINUTES:g} min; {left:g} in all")
+        print(f"{number} of {len(modules)}: {name}, some {module.MINUTES:g} min; {left:g} in all")
         if status := performed(name, module):
             return status
         left -= module.MINUTES
@@ -160,12 +162,14 @@ def results() -> str:
             f"{result['seconds'] / 60:.1f}",
         ]
         machines.add(result["machine"])
-        minutes += result["seconds"] / 60
+        minutes += 0 if getattr(module, "LONG", False) else result["seconds"] / 60
         rows.append("| " + " | ".join(cells) + " |")
     return (
-        "# What the experiments found\n\n`make experiments` runs them all. Where a figure disagrees"
-        " with its reference, the experiment's page says why. Seeds are named with ± one standard"
-        f" error of their mean. Run on {'; '.join(sorted(machines))}; {minutes:.0f} minutes in all."
+        "# What the experiments found\n\n`make experiments` runs those of at most 10 minutes, the"
+        " others `python experiments/run.py NAME`. Where a figure disagrees with its reference, the"
+        " experiment's page says why. Seeds are named with ± one standard error of their mean. Run"
+        f" on {'; '.join(sorted(machines))}; `make experiments` took"
+        f" {minutes:.0f} minutes."
         "\n\n"
         "| claim | reference | measured | agreement | minutes |\n|---|---|---|---|---|\n"
         + "\n".join(rows)

@@ -266,7 +266,7 @@ CASES = {
         "sharpness_every: measures the Hessian | leave it out | gradkit spectrum",
     ),
     "labels drawn of a function": Case(
-        "run task.yaml curvature.diagonal=fisher",
+        "run task.yaml task=rosenbrock curvature.diagonal=fisher",
         "curvature.diagonal: fisher draws labels | does not say how | empirical_fisher",
     ),
     "batches of an optimizer": Case(
