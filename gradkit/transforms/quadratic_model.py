@@ -113,6 +113,7 @@ def scale_by_quadratic_model(
         plane = Plane.of(curvature(), optax.tree.cast_like(updates, params), state.last)
         slopes = jnp.stack([tree.inner(e, g) for e in plane.basis]).astype(dtype)
         theta, Q = jnp.linalg.eigh(plane.T)
+        rounding = 100 * jnp.finfo(dtype).eps * jnp.abs(theta[1])
         y = -Q @ ((Q.T @ slopes) / (jnp.abs(theta) + lam))
         length = jnp.sqrt(jnp.maximum(y @ plane.T @ y, 0))
         if max_length is not None:
@@ -132,7 +133,7 @@ def scale_by_quadratic_model(
             momentum=momentum,
             ratio=ratio,
             length=length,
-            negative_curvature=state.negative_curvature + (theta[0] < 0),
+            negative_curvature=state.negative_curvature + (theta[0] < -rounding),
             work=state.work.plus(evaluations=1, products=2),
         )
 
