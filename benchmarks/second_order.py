@@ -63,8 +63,7 @@ def steps(tx, task, batch):
 
 def trees(state, params):
     """How many trees like the parameters a state takes."""
-    count = lambda a: sum(x.size for x in jax.tree.leaves(a))  # noqa: E731
-    return count(state) / count(params)
+    return optax.tree.size(state) / optax.tree.size(params)
 
 
 def rows(config):

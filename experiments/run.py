@@ -8,8 +8,8 @@ reference, and three functions of the folder that its runs are in: `commands`, w
 lines of gradkit, each made when those before it have ended, so that a rate can be tuned first and
 used next; `judge`, what was found; and `draw`, its plot. Beside it are written `README.md`,
 `plot.svg` and `result.json`, and of all results `RESULTS.md`. Runs are kept below
-`runs/experiments`: a command that has ended is not run again, until its folder is deleted. One with
-`LONG = True` is run by its name alone.
+`runs/experiments`: a command that has ended is not run again, until its folder is deleted. One of
+more than 10 `MINUTES` is run by its name alone.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from gradkit.runner import cli
 
 HERE = Path(__file__).parent
 RUNS = Path("runs/experiments")
+LONGEST = 10  # minutes, of one of those that are run together
 
 
 class Finding(NamedTuple):
@@ -56,7 +57,7 @@ def main(names: list[str]) -> int:
         return 2
     modules = {name: loaded(name) for name in names or known}
     if not names:
-        modules = {name: m for name, m in modules.items() if not getattr(m, "LONG", False)}
+        modules = {name: module for name, module in modules.items() if not is_long(module)}
     left = sum(module.MINUTES for module in modules.values())
     for number, (name, module) in enumerate(modules.items(), start=1):
         print(f"{number} of {len(modules)}: {name}, some {module.MINUTES:g} min; {left:g} in all")
@@ -75,6 +76,11 @@ def loaded(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def is_long(module: ModuleType) -> bool:
+    """Whether an experiment is too long for `make experiments`."""
+    return module.MINUTES > LONGEST
 
 
 def performed(name: str, module: ModuleType) -> int:
@@ -162,7 +168,7 @@ def results() -> str:
             f"{result['seconds'] / 60:.1f}",
         ]
         machines.add(result["machine"])
-        minutes += 0 if getattr(module, "LONG", False) else result["seconds"] / 60
+        minutes += 0 if is_long(module) else result["seconds"] / 60
         rows.append("| " + " | ".join(cells) + " |")
     return (
         "# What the experiments found\n\n`make experiments` runs those of at most 10 minutes, the"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -365,6 +366,12 @@ def needs_count(value: Any, name: str, *, member: str) -> None:
     """Raises a `ValueError` unless the argument is a positive whole number."""
     if not isinstance(value, int) or value < 1:
         raise ValueError(f"{member}: {name} must be a positive whole number, got {value!r}")
+
+
+def needs_positive(value: Any, name: str, *, member: str) -> None:
+    """Raises a `ValueError` unless the argument is a positive number."""
+    if not isinstance(value, numbers.Real) or not float(value) > 0:
+        raise ValueError(f"{member}: {name} must be a positive number, got {value!r}")
 
 
 def needs_params(params: PyTree, *, member: str) -> None:

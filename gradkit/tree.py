@@ -313,6 +313,12 @@ def wide(x: jax.Array) -> jax.Array:
     return x if x.dtype == dtype else x.astype(dtype)
 
 
+def square(x: jax.Array) -> jax.Array:
+    """Returns |x|², elementwise, in float32 at least."""
+    x = wide(x)
+    return jnp.real(x * jnp.conj(x)) if jnp.iscomplexobj(x) else x * x
+
+
 def wide_zeros(params: PyTree, dtype: Any = None) -> PyTree:
     """Returns zeros like `params`, in `dtype` or else in float32 at least.
 

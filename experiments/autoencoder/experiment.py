@@ -96,16 +96,7 @@ def at(found, passes):
 
 def needed(found, error):
     """The passes until an error, of each seed, between evaluations; infinite if not reached."""
-    return [crossing(c[0], np.log(c[1]), np.log(error)) for c in found]
-
-
-def crossing(passes, heights, level):
-    """Where a line through points first falls to a level."""
-    below = np.flatnonzero(heights <= level)
-    if not len(below) or not below[0]:
-        return passes[0] if len(below) else np.inf
-    ends = [below[0], below[0] - 1]
-    return np.interp(level, heights[ends], passes[ends])
+    return [compare.crossing(c[0], np.log(c[1]), np.log(error)) for c in found]
 
 
 def judge(out):
@@ -135,10 +126,7 @@ def judge(out):
         "each step, "
         + ", ".join(f"{n} {words}" for n, words in said.items())
         + f". Where they end after {BUDGET:,} passes it is after "
-        + " and ".join(
-            f"{p:,.0f} (Nesterov)" if n == "nesterov" else f"{p:,.0f} (Adam)"
-            for n, p in there.items()
-        )
+        + " and ".join(f"{p:,.0f} ({n.capitalize()})" for n, p in there.items())
         + ". Adam on batches of 100, six updates a pass, is there "
         + (f"after {minibatch:,.0f}" if np.isfinite(minibatch) else f"not within {BUDGET:,}")
         + ": passes are not all that counts. A pass took "

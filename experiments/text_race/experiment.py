@@ -22,7 +22,6 @@ REFERENCE = (
     "(Vyas et al. 2025 report 40 % fewer steps on language models)"
 )
 MINUTES = 34
-LONG = True  # not of `make experiments`
 GRID = (0.003, 0.01, 0.03, 0.1)
 SEEDS = 5
 DECAY = {"weight_decay": 0.1}
@@ -90,20 +89,12 @@ def race(run):
     }
 
 
-def cost_to(run, loss, cost):
-    """What a run took to a loss, on the line between two evaluations; infinite if not reached."""
-    reached = np.flatnonzero(run["loss"] <= loss)
-    if not len(reached):
-        return np.inf
-    i = max(reached[0], 1)
-    between = slice(i - 1, i + 1)
-    return np.interp(-loss, -run["loss"][between], run[cost][between])
-
-
 def saved(found, name, cost):
-    """AdamW's cost to its own last loss over that of a method, seed by seed."""
+    """AdamW's cost to its own last loss over that of a method, seed by seed; 0 if not reached."""
     pairs = zip(found["adamw"], found[name], strict=True)
-    return np.array([a[cost][-1] / cost_to(b, a["loss"][-1], cost) for a, b in pairs])
+    return np.array(
+        [a[cost][-1] / compare.crossing(b[cost], b["loss"], a["loss"][-1]) for a, b in pairs]
+    )
 
 
 def said(ratios):

@@ -113,7 +113,7 @@ def empirical_fisher_diagonal(problem: Problem | Callable, params: PyTree, batch
     def squares(part):
         """The sum over some examples."""
         g = jax.vmap(lambda example: gradient(params, jax.tree.map(lambda x: x[None], example)))
-        return jax.tree.map(lambda x: jnp.sum(jnp.abs(tree.wide(x)) ** 2, axis=0), g(part))
+        return jax.tree.map(lambda x: jnp.sum(tree.square(x), axis=0), g(part))
 
     whole = n // at_once * at_once
     parts = jax.tree.map(lambda x: jnp.reshape(x[:whole], (-1, at_once, *jnp.shape(x)[1:])), batch)
@@ -228,7 +228,7 @@ def fisher_diagonal(
     scores = _drawn(J.outputs, key, likelihood, 1)
     n = examples(J.outputs, "fisher_diagonal: the outputs")
     g = J.backward(jax.tree.map(lambda s, z: s[0].astype(z.dtype), scores, J.outputs))  # n ĝ
-    return jax.tree.map(lambda g: (jnp.abs(tree.wide(g)) ** 2 / n).astype(g.dtype), g)
+    return jax.tree.map(lambda g: (tree.square(g) / n).astype(g.dtype), g)
 
 
 def _known(likelihood: str) -> None:

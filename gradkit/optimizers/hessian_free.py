@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ import optax
 from jax.tree_util import Partial
 
 from gradkit import tree
-from gradkit.core import needs_count
+from gradkit.core import needs_count, needs_positive
 from gradkit.krylov.iterates import Iterates, iterates
 from gradkit.operators import Operator
 from gradkit.optimizers.modelled import Local
@@ -118,8 +117,7 @@ def hessian_free(
         Array([2. , 0.5], dtype=float32)
     """
     needs_count(max_steps, "max_steps", member="hessian_free")
-    if not isinstance(damping, numbers.Real) or not float(damping) > 0:
-        raise ValueError(f"hessian_free: damping must be a positive number, got {damping!r}")
+    needs_positive(damping, "damping", member="hessian_free")
 
     def init(params, step):
         dtype = tree.scalar_dtype(params)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.typing import ArrayLike
 
 from gradkit import tree
@@ -64,11 +65,6 @@ class Cut(NamedTuple):
         """How many there are."""
         return math.prod(self.counts)
 
-    @property
-    def kept(self) -> tuple[int, ...]:
-        """The shape in which numbers of the blocks are kept: the leaf's, where it is not cut."""
-        return self.shape if self.blocks == 1 else (self.blocks, *self.widths)
-
     def blocked(self, x: jax.Array) -> jax.Array:
         """Returns the blocks of a leaf, padded with zeros: shape (blocks, *widths)."""
         if self.blocks == 1:
@@ -105,22 +101,24 @@ def cuts(params: PyTree, block_size: int, axes: Axes) -> list[Cut]:
 
 
 def begun(
-    params: PyTree, step: ArrayLike, plans: Sequence[Cut], *, blocked: bool
+    params: PyTree, step: ArrayLike, block_size: int, axes: Axes, *, blocked: bool
 ) -> KroneckerState:
     """Returns the state before the first update.
 
     Args:
         params: tree of parameters.
         step: the number of updates before.
-        plans: how each leaf is cut.
-        blocked: whether the average of g² is kept by blocks.
+        block_size, axes: of `cuts`.
+        blocked: whether the average of g² is kept by blocks, where a leaf is cut.
     """
+    plans = cuts(params, block_size, axes)
     leaves, structure = jax.tree.flatten(wide_zeros(params))
 
     def real_zeros(cut, x):
         dtype = jnp.finfo(x.dtype).dtype
-        as_it_is = cut.blocks == 1 or not blocked
-        return jnp.zeros_like(x, dtype) if as_it_is else jnp.zeros(cut.kept, dtype)
+        if blocked and cut.blocks > 1:
+            return jnp.zeros((cut.blocks, *cut.widths), dtype)
+        return jnp.zeros_like(x, dtype)
 
     def matrices(cut, x):
         widths = (cut.widths[axis] for axis in cut.axes)
@@ -133,27 +131,55 @@ def begun(
     return KroneckerState(jnp.array(step), *trees)
 
 
-def grams(cut: Cut, g: jax.Array) -> list[jax.Array]:
+class Leaves(NamedTuple):
+    """An update leaf by leaf, and a state whose `mu` and `factors` have it in.
+
+    Attributes:
+        cuts: how each leaf is cut. structure: of the tree. since: of the state.
+        g: the updates, in float32 at least.
+        mu, nu, factors, matrices: those of the state.
+    """
+
+    cuts: list[Cut]
+    structure: Any
+    since: ArrayLike
+    g: list[jax.Array]
+    mu: list[jax.Array]
+    nu: list[jax.Array]
+    factors: list[tuple]
+    matrices: list[tuple]
+
+    @classmethod
+    def of(
+        cls, updates: PyTree, state: KroneckerState, h: Any, block_size: int, axes: Axes
+    ) -> Leaves:
+        """Returns the leaves of an update, with hyperparameters `b1` and `b2`."""
+        plans = cuts(updates, block_size, axes)
+        leaves, structure = jax.tree.flatten(updates)
+        mu, nu, factors, matrices = (structure.flatten_up_to(part) for part in state[1:])
+        g = [wide(x) for x in leaves]
+        outer = [grams(cut, cut.blocked(x)) for cut, x in zip(plans, g, strict=True)]
+        mu = optax.tree.cast_like(h.averaged("b1", mu, g), mu)
+        factors = optax.tree.cast_like(h.averaged("b2", factors, outer), factors)
+        return cls(plans, structure, state.since, g, mu, nu, factors, matrices)
+
+    def ended(
+        self, u: list[jax.Array], nu: list[jax.Array], matrices: list[tuple]
+    ) -> tuple[PyTree, KroneckerState]:
+        """Returns the tree of updates u, and the state that follows."""
+        parts = self.mu, nu, self.factors, matrices
+        trees = (self.structure.unflatten(part) for part in parts)
+        return self.structure.unflatten(u), KroneckerState(self.since, *trees)
+
+
+def grams(cut: Cut, g: jax.Array) -> tuple[jax.Array, ...]:
     """Returns G Gᵀ of each block g for each factor, G the matrix of its axis and the others."""
 
     def gram(axis):
         G = jnp.reshape(jnp.moveaxis(g, axis + 1, 1), (cut.blocks, cut.widths[axis], -1))
         return jnp.einsum("bim,bjm->bij", G, jnp.conj(G), precision=HIGHEST)
 
-    return [gram(axis) for axis in cut.axes]
-
-
-def moments(
-    plans: Sequence[Cut], factors: Sequence[tuple], g: Sequence[jax.Array], b2: Any, rest: Any
-) -> list[tuple]:
-    """Returns the factors of each leaf with a gradient more."""
-    return [
-        tuple(
-            averaged(b2, rest, L, gram)
-            for L, gram in zip(old, grams(cut, cut.blocked(x)), strict=True)
-        )
-        for cut, old, x in zip(plans, factors, g, strict=True)
-    ]
+    return tuple(gram(axis) for axis in cut.axes)
 
 
 def applied(
@@ -165,13 +191,3 @@ def applied(
         y = jnp.einsum("bij,bj...->bi...", P, jnp.moveaxis(x, axis + 1, 1), precision=HIGHEST)
         x = jnp.moveaxis(y, 1, axis + 1)
     return x
-
-
-def averaged(beta: Any, rest: Any, mean: jax.Array, x: jax.Array) -> jax.Array:
-    """Returns β mean + (1 − β) x in the dtype of the mean."""
-    return (beta * wide(mean) + rest * x).astype(mean.dtype)
-
-
-def square(x: jax.Array) -> jax.Array:
-    """Returns |x|², elementwise."""
-    return jnp.real(x * jnp.conj(x))

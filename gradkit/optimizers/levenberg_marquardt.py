@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -13,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 
 from gradkit import tree
-from gradkit.core import needs_count, needs_params, required
+from gradkit.core import needs_count, needs_params, needs_positive, required
 from gradkit.krylov.models import Reduced
 from gradkit.krylov.subspace import grown
 from gradkit.operators import Operator
@@ -335,10 +334,7 @@ def _product(a: jax.Array, b: jax.Array) -> jax.Array:
 
 def _check(damping: Any, solver: Any, tol: Any) -> None:
     for name, value in (("damping", damping), ("tol", tol)):
-        if not isinstance(value, numbers.Real) or not float(value) > 0:
-            raise ValueError(
-                f"levenberg_marquardt: {name} must be a positive number, got {value!r}"
-            )
+        needs_positive(value, name, member="levenberg_marquardt")
     if solver not in ("dense", "lanczos", None):
         raise ValueError(
             f"levenberg_marquardt: solver must be 'dense', 'lanczos' or None, got {solver!r}"

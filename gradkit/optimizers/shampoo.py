@@ -9,14 +9,14 @@ import optax
 from gradkit import tree
 from gradkit.core import needs_count
 from gradkit.optimizers import kronecker
-from gradkit.optimizers.kronecker import HIGHEST, Axes, KroneckerState, applied, averaged
+from gradkit.optimizers.kronecker import HIGHEST, Axes, Leaves, applied
 from gradkit.transforms.chain import chain
 from gradkit.transforms.conditional import every_so_often
 from gradkit.transforms.decay import add_decayed_weights
 from gradkit.transforms.learning_rate import scale_by_learning_rate
 from gradkit.transforms.link import Link, link
 from gradkit.transforms.selection import Labels
-from gradkit.tree import root, wide
+from gradkit.tree import root, square
 
 RIDGE = 1e-6  # added to the eigenvalues of a factor, times the largest one
 
@@ -65,26 +65,20 @@ def scale_by_shampoo(
     needs_count(block_size, "block_size", member="scale_by_shampoo")
 
     def init(params, step):
-        plans = kronecker.cuts(params, block_size, axes)
-        return kronecker.begun(params, step, plans, blocked=False)
+        return kronecker.begun(params, step, block_size, axes, blocked=False)
 
     def update(updates, state, params, h, **_):
-        plans = kronecker.cuts(updates, block_size, axes)
-        leaves, structure = jax.tree.flatten(updates)
-        mu, nu, factors, roots = (structure.flatten_up_to(part) for part in state[1:])
-        b1, rest1, b2, rest2 = h.b1, h.complement("b1"), h.b2, h.complement("b2")
+        leaves = Leaves.of(updates, state, h, block_size, axes)
         c1, c2 = h.bias("b1", state.since), h.bias("b2", state.since)
-
-        g = [wide(x) for x in leaves]
-        mu = [averaged(b1, rest1, m, x) for m, x in zip(mu, g, strict=True)]
-        nu = [averaged(b2, rest2, v, kronecker.square(x)) for v, x in zip(nu, g, strict=True)]
-        factors = kronecker.moments(plans, factors, g, b2, rest2)
+        nu = h.averaged("b2", leaves.nu, [square(x) for x in leaves.g])
+        nu = optax.tree.cast_like(nu, leaves.nu)
 
         def renew(roots, factors, c2):
             del roots
             return [tuple(_inverse_root(L / c2, 2 * len(Ls)) for L in Ls) for Ls in factors]
 
-        roots = every_so_often(h.step - state.since, every, renew, roots, factors, c2)
+        age = h.step - state.since
+        roots = every_so_often(age, every, renew, leaves.matrices, leaves.factors, c2)
 
         def scaled(cut, m, v, P):
             adam = m / c1 / (root(v / c2) + h.eps)
@@ -95,9 +89,8 @@ def scale_by_shampoo(
             length = tree.norm(adam) / jnp.where(norm == 0, 1, norm)
             return u * length.astype(u.dtype) if grafting else u
 
-        u = [scaled(*leaf) for leaf in zip(plans, mu, nu, roots, strict=True)]
-        trees = (structure.unflatten(part) for part in (mu, nu, factors, roots))
-        return structure.unflatten(u), KroneckerState(state.since, *trees)
+        each = zip(leaves.cuts, leaves.mu, nu, roots, strict=True)
+        return leaves.ended([scaled(*leaf) for leaf in each], nu, roots)
 
     return link(init, update, b1=b1, b2=b2, eps=eps, leafwise=True)
 

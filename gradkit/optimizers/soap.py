@@ -10,14 +10,14 @@ import optax
 
 from gradkit.core import needs_count
 from gradkit.optimizers import kronecker
-from gradkit.optimizers.kronecker import HIGHEST, Axes, Cut, KroneckerState, applied, averaged
+from gradkit.optimizers.kronecker import HIGHEST, Axes, Cut, Leaves, applied
 from gradkit.transforms.chain import chain
 from gradkit.transforms.conditional import every_so_often
 from gradkit.transforms.decay import add_decayed_weights
 from gradkit.transforms.learning_rate import scale_by_learning_rate
 from gradkit.transforms.link import Link, link
 from gradkit.transforms.selection import Labels
-from gradkit.tree import root, wide
+from gradkit.tree import root, square
 
 PyTree = Any
 
@@ -65,35 +65,27 @@ def scale_by_soap(
     needs_count(block_size, "block_size", member="scale_by_soap")
 
     def init(params, step):
-        plans = kronecker.cuts(params, block_size, axes)
-        return kronecker.begun(params, step, plans, blocked=True)
+        return kronecker.begun(params, step, block_size, axes, blocked=True)
 
     def update(updates, state, params, h, **_):
-        plans = kronecker.cuts(updates, block_size, axes)
-        leaves, structure = jax.tree.flatten(updates)
-        mu, nu, factors, bases = (structure.flatten_up_to(part) for part in state[1:])
-        b1, rest1, b2, rest2 = h.b1, h.complement("b1"), h.b2, h.complement("b2")
+        leaves = Leaves.of(updates, state, h, block_size, axes)
         c1, c2 = h.bias("b1", state.since), h.bias("b2", state.since)
-
-        g = [wide(x) for x in leaves]
-        mu = [averaged(b1, rest1, m, x) for m, x in zip(mu, g, strict=True)]
-        factors = kronecker.moments(plans, factors, g, b2, rest2)
-        age = h.step - state.since
-        renew = _renewal(plans)
-        bases, nu = every_so_often(age, every, renew, (bases, nu), factors, age == 0)
+        age, kept = h.step - state.since, (leaves.matrices, leaves.nu)
+        renew = _renewal(leaves.cuts)
+        bases, nu = every_so_often(age, every, renew, kept, leaves.factors, age == 0)
 
         def scaled(cut, g, m, v, Q):
             adam = m / c1 / (jnp.abs(g) + h.eps)
             rotated = applied(cut, Q, cut.blocked(g), transposed=True)
-            v = averaged(b2, rest2, v, jnp.reshape(kronecker.square(rotated), v.shape))
+            squares = jnp.reshape(square(rotated), v.shape)
+            v = h.averaged("b2", v, squares).astype(v.dtype)
             M = applied(cut, Q, cut.blocked(m), transposed=True)
             N = M / c1 / (root(jnp.reshape(v, M.shape) / c2) + h.eps)
             return jnp.where(age == 0, adam, cut.whole(applied(cut, Q, N))), v
 
-        pairs = [scaled(*leaf) for leaf in zip(plans, g, mu, nu, bases, strict=True)]
-        nu = [v for _, v in pairs]
-        trees = (structure.unflatten(part) for part in (mu, nu, factors, bases))
-        return structure.unflatten([u for u, _ in pairs]), KroneckerState(state.since, *trees)
+        each = zip(leaves.cuts, leaves.g, leaves.mu, nu, bases, strict=True)
+        done = [scaled(*leaf) for leaf in each]
+        return leaves.ended([u for u, _ in done], [v for _, v in done], bases)
 
     return link(init, update, b1=b1, b2=b2, eps=eps, leafwise=True)
 

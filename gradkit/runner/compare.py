@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gradkit.runner import record
 from gradkit.runner.document import values_in
 from gradkit.runner.errors import UserError
@@ -194,6 +196,15 @@ def best(folders: Sequence[str], figure: str) -> Record:
         raise UserError(f"{', '.join(folders)}: no run has ended with a {figure}")
     choose = max if more_is_better(figure) else min
     return choose(known, key=lambda pair: pair[0])[1]
+
+
+def crossing(costs: np.ndarray, figures: np.ndarray, level: float) -> float:
+    """The cost at which a line through points first falls to a level; infinite if it never does."""
+    below = np.flatnonzero(figures <= level)
+    if not len(below) or not below[0]:
+        return costs[0] if len(below) else np.inf
+    ends = [below[0], below[0] - 1]
+    return np.interp(level, figures[ends], costs[ends])
 
 
 def open_all(folders: Sequence[str]) -> list[Record]:

@@ -10,7 +10,7 @@ import optax
 from jax.typing import ArrayLike, DTypeLike
 
 from gradkit.transforms.link import Link, link
-from gradkit.tree import root, wide, wide_zeros
+from gradkit.tree import root, square, wide, wide_zeros
 
 PyTree = Any
 ScalarOrSchedule = optax.ScalarOrSchedule
@@ -115,11 +115,11 @@ def scale_by_stddev(
 
     def update(updates, state, params, h, **_):
         c = h.bias("decay", state.since) if bias_correction else 1
-        mu = _averaged(updates, state.mu, h, "decay")
+        mu = h.averaged("decay", state.mu, updates)
         nu = _averaged_squares(updates, state.nu, h, "decay")
 
         def scaled(g, m, r):
-            variance = jnp.maximum(r / c - _square(m / c), 0)
+            variance = jnp.maximum(r / c - square(m / c), 0)
             return wide(g) / _root(variance, h.eps, eps_in_sqrt)
 
         return jax.tree.map(scaled, updates, mu, nu), _moments(state, mu, nu)
@@ -168,7 +168,7 @@ def scale_by_adam(
         since = (state.since, state.since, state.since - 1)
         weights = [h.bias(b, s) for b, s in zip(("b1", "b2", "b1"), since, strict=True)]
         c1, c2, ahead = (1 / c if bias_correction else 1 for c in weights)
-        mu = _averaged(updates, state.mu, h, "b1")
+        mu = h.averaged("b1", state.mu, updates)
         nu = _averaged_squares(updates, state.nu, h, "b2")
 
         def scaled(g, m, v):
@@ -204,7 +204,7 @@ def scale_by_rss(
         return SumOfSquaresState(_squares(params, initial_accumulator_value, None))
 
     def update(updates, state, params, h, **_):
-        total = jax.tree.map(lambda g, r: wide(r) + _square(g), updates, state.sum_of_squares)
+        total = jax.tree.map(lambda g, r: wide(r) + square(g), updates, state.sum_of_squares)
 
         def scaled(g, r):
             none = r == 0  # then g is 0 too; a NaN is not hidden
@@ -257,24 +257,13 @@ def _squares(params: PyTree, value: Any, dtype: DTypeLike | None) -> PyTree:
     return jax.tree.map(leaf, params)
 
 
-def _averaged(updates: PyTree, mean: PyTree, h: Any, decay: str) -> PyTree:
-    beta, rest = getattr(h, decay), h.complement(decay)
-    return jax.tree.map(lambda g, m: beta * wide(m) + rest * wide(g), updates, mean)
-
-
 def _averaged_squares(updates: PyTree, mean: PyTree, h: Any, decay: str) -> PyTree:
-    beta, rest = getattr(h, decay), h.complement(decay)
-    return jax.tree.map(lambda g, r: beta * wide(r) + rest * _square(g), updates, mean)
+    return h.averaged(decay, mean, jax.tree.map(square, updates))
 
 
 def _moments(state: MomentsState, mu: PyTree, nu: PyTree) -> MomentsState:
     kept = optax.tree.cast_like(mu, state.mu), optax.tree.cast_like(nu, state.nu)
     return MomentsState(state.since, *kept)
-
-
-def _square(g: jax.Array) -> jax.Array:
-    g = wide(g)
-    return jnp.real(g * jnp.conj(g)) if jnp.iscomplexobj(g) else g * g
 
 
 def _root(r: jax.Array, eps: jax.Array, eps_in_sqrt: bool) -> jax.Array:

@@ -29,24 +29,20 @@ def every_so_often(
     if every == 1:
         return function(operand, *context)
     due = step % every == 0
-    if tree.traced(due, operand, context):
+    if tree.traced(due):
         return run_if(due, function, operand, *context)
     return function(operand, *context) if due else operand  # eager: nothing to compile
 
 
-def deferred(function: Callable) -> Partial:
+def deferred(function: Callable) -> Callable:
     """Returns a function without arguments as a tree that crosses into a loop.
 
     The arrays of a `Partial`, as `observe` makes them, are its leaves; those that another function
     closes over are constants of it.
     """
     if all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(function)):
-        return Partial(_called, function)
+        return function
     return Partial(function)
-
-
-def _called(function: Callable) -> Any:
-    return function()
 
 
 def run_if(pred: jax.Array, function: Callable, operand: PyTree, *context: PyTree) -> PyTree:

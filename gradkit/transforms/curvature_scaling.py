@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -45,28 +46,22 @@ class CurvatureMomentsState(NamedTuple):
         """Publishes the number of diagonals, and the share of the updates that was clipped."""
         return {"diagonals": self.measured, "clipped": self.clipped}
 
-    def measured_anew(self, h: Any, every: int, extra: dict[str, Any], member: str, of: Any) -> Any:
+    def measured_anew(
+        self, h: Any, every: int, extra: dict[str, Any], member: str, of: Callable
+    ) -> CurvatureMomentsState:
         """Returns the state with `of` the diagonal in `nu`, if the step is one to measure at."""
-        diagonal = _diagonal(extra, h.step, member=member)
-        b2, rest = h.b2, h.complement("b2")
+        diagonal, asked = _diagonal(extra, h.step, member=member)
 
-        def measure(state, diagonal, b2, rest):
-            D = of(diagonal())
-            nu = jax.tree.map(lambda r, d: (b2 * r + rest * wide(d)).astype(r.dtype), state.nu, D)
-            asked = {"gradients": 1, "evaluations": 1} if "diagonal" in extra else {"products": 1}
+        def measure(state, diagonal):
+            nu = optax.tree.cast_like(h.averaged("b2", state.nu, of(diagonal())), state.nu)
             work = state.work.plus(**asked)
             return state._replace(nu=nu, measured=state.measured + 1, work=work)
 
-        return every_so_often(h.step - self.since, every, measure, self, diagonal, b2, rest)
+        return every_so_often(h.step - self.since, every, measure, self, diagonal)
 
     def averaged(self, updates: PyTree, h: Any) -> CurvatureMomentsState:
         """Returns the state with the updates in `mu`."""
-        b1, rest = h.b1, h.complement("b1")
-        return self._replace(
-            mu=jax.tree.map(
-                lambda m, g: (b1 * m + rest * wide(g)).astype(m.dtype), self.mu, updates
-            )
-        )
+        return self._replace(mu=optax.tree.cast_like(h.averaged("b1", self.mu, updates), self.mu))
 
 
 def scale_by_adahessian(
@@ -106,9 +101,6 @@ def scale_by_adahessian(
     """
     needs_count(every, "every", member="scale_by_adahessian")
 
-    def init(params, step):
-        return CurvatureMomentsState.none(params, step)
-
     def update(updates, state, params, h, **extra):
         state = state.averaged(updates, h)
         state = state.measured_anew(h, every, extra, "scale_by_adahessian", _averaged_squares)
@@ -119,7 +111,9 @@ def scale_by_adahessian(
 
         return jax.tree.map(scaled, state.mu, state.nu), state
 
-    return link(init, update, b1=b1, b2=b2, eps=eps, power=power, leafwise=True)
+    return link(
+        CurvatureMomentsState.none, update, b1=b1, b2=b2, eps=eps, power=power, leafwise=True
+    )
 
 
 def scale_by_sophia(
@@ -160,9 +154,6 @@ def scale_by_sophia(
     """
     needs_count(every, "every", member="scale_by_sophia")
 
-    def init(params, step):
-        return CurvatureMomentsState.none(params, step)
-
     def update(updates, state, params, h, **extra):
         state = state.averaged(updates, h)
         state = state.measured_anew(h, every, extra, "scale_by_sophia", lambda D: D)
@@ -172,19 +163,21 @@ def scale_by_sophia(
         clipped = jnp.asarray(beyond / max(size, 1), state.clipped.dtype)
         return jax.tree.map(lambda x: jnp.clip(x, -1, 1), u), state._replace(clipped=clipped)
 
-    return link(init, update, b1=b1, b2=b2, eps=eps, gamma=gamma)
+    return link(CurvatureMomentsState.none, update, b1=b1, b2=b2, eps=eps, gamma=gamma)
 
 
-def _diagonal(extra: dict[str, Any], step: jax.Array, *, member: str) -> Partial:
-    """The diagonal that was given, or Hutchinson's estimate of the curvature's, when called."""
+def _diagonal(
+    extra: dict[str, Any], step: jax.Array, *, member: str
+) -> tuple[Callable, dict[str, int]]:
+    """The diagonal that was given, or Hutchinson's of the curvature, to call; and its work."""
     if extra.get("diagonal") is not None:
-        return deferred(extra["diagonal"])
+        return deferred(extra["diagonal"]), {"evaluations": 1, "gradients": 1}
     curvature = deferred(required(extra, "curvature", member=member))
     key = jax.random.fold_in(required(extra, "key", member=member), step)
-    return Partial(_sampled, curvature, key)
+    return Partial(_sampled, curvature, key), {"products": 1}
 
 
-def _sampled(curvature: Partial, key: jax.Array) -> PyTree:
+def _sampled(curvature: Callable, key: jax.Array) -> PyTree:
     """z ⊙ A z, whose mean over signs z is the diagonal of A."""
     A = curvature()
     z = tree.random_signs(key, A.domain)

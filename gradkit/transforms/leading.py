@@ -62,7 +62,7 @@ class _Search(NamedTuple):
 def largest(
     A: Operator, root: PyTree | None, start: PyTree, *, noise: jax.Array, tol: float, most: int
 ) -> tuple[Leading, jax.Array]:
-    """The largest eigenvalue of A, or of diag(root) A diag(root), and the products spent.
+    """Returns the largest eigenvalue of A, or of diag(root) A diag(root), and the products spent.
 
     The search begins at the last eigenvector and some noise, whose seed is given. A start that is
     not finite is left out, and so is zero, as before the first search: the noise alone remains.

@@ -113,6 +113,11 @@ class Hyperparams:
         """Returns 1 − βᵗ, the total weight of an average that was zero before step `since`."""
         return 1 - getattr(self, name) ** (self.step - since + 1)
 
+    def averaged(self, name: str, mean: PyTree, x: PyTree) -> PyTree:
+        """Returns the tree β mean + (1 − β) x, in float32 at least."""
+        beta, rest = getattr(self, name), self.complement(name)
+        return jax.tree.map(lambda m, x: beta * tree.wide(m) + rest * tree.wide(x), mean, x)
+
 
 def link(
     init: Callable | None,

@@ -52,8 +52,7 @@ def ema(
         return EmaState(jnp.array(step), wide_zeros(params, accumulator_dtype))
 
     def update(updates, state, params, h, **_):
-        beta, rest = h.decay, h.complement("decay")
-        mean = jax.tree.map(lambda x, m: beta * wide(m) + rest * wide(x), updates, state.mean)
+        mean = h.averaged("decay", state.mean, updates)
         correction = h.bias("decay", state.since) if debias else 1
         averaged = jax.tree.map(lambda m: m / correction, mean)
         return averaged, EmaState(state.since, optax.tree.cast_like(mean, state.mean))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from gradkit import tree
-from gradkit.core import needs_params, required
+from gradkit.core import needs_params, needs_positive, required
 from gradkit.operators import Operator
 from gradkit.states import Work
 from gradkit.transforms.link import Link, link
@@ -88,10 +87,7 @@ def scale_by_quadratic_model(
         >>> bool(jnp.abs(x).max() < 1e-5)
         True
     """
-    if not isinstance(damping, numbers.Real) or not float(damping) > 0:
-        raise ValueError(
-            f"scale_by_quadratic_model: damping must be a positive number, got {damping!r}"
-        )
+    needs_positive(damping, "damping", member="scale_by_quadratic_model")
 
     def init(params, step):
         dtype = tree.scalar_dtype(params)
@@ -106,7 +102,8 @@ def scale_by_quadratic_model(
 
     def update(updates, state, params, h, **extra):
         value, g, value_fn, curvature = (
-            required(extra, name, member="scale_by_quadratic_model") for name in _NEEDED
+            required(extra, name, member="scale_by_quadratic_model")
+            for name in ("value", "grad", "value_fn", "curvature")
         )
         needs_params(params, member="scale_by_quadratic_model")
         lam, dtype = state.damping, state.damping.dtype
@@ -114,13 +111,14 @@ def scale_by_quadratic_model(
         slopes = jnp.stack([tree.inner(e, g) for e in plane.basis]).astype(dtype)
         theta, Q = jnp.linalg.eigh(plane.T)
         rounding = 100 * jnp.finfo(dtype).eps * jnp.abs(theta[1])
-        y = -Q @ ((Q.T @ slopes) / (jnp.abs(theta) + lam))
+        damped = jnp.abs(theta) + lam
+        y = -Q @ ((Q.T @ slopes) / damped)
         length = jnp.sqrt(jnp.maximum(y @ plane.T @ y, 0))
         if max_length is not None:
             y = y * jnp.minimum(1, h.max_length / jnp.where(length > 0, length, 1))
         d = plane.combined(y)
 
-        foretold = slopes @ y + y @ (Q * (jnp.abs(theta) + lam)) @ Q.T @ y / 2
+        foretold = slopes @ y + y @ (Q * damped) @ Q.T @ y / 2
         reached = value_fn(tree.add_scaled(params, 1, d))
         ratio = ((reached - value) / jnp.where(foretold < 0, foretold, jnp.nan)).astype(dtype)
         poor = (ratio < POOR) | (~jnp.isfinite(reached) & jnp.isfinite(value))
@@ -139,9 +137,6 @@ def scale_by_quadratic_model(
 
     limit: dict[str, Any] = {} if max_length is None else {"max_length": max_length}
     return link(init, update, **limit)
-
-
-_NEEDED = ("value", "grad", "value_fn", "curvature")
 
 
 class Plane(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from gradkit import tree
-from gradkit.core import needs_count, required
+from gradkit.core import needs_count, needs_positive, required
 from gradkit.states import LinkState, Work
 from gradkit.transforms.adaptive import MomentsState, RmsState
 from gradkit.transforms.conditional import deferred, every_so_often
@@ -231,8 +230,7 @@ def scale_by_sharpness(
 def _check(every: int, tol: float, max_products: int, *, member: str) -> None:
     needs_count(every, "every", member=member)
     needs_count(max_products, "max_products", member=member)
-    if not (isinstance(tol, numbers.Real) and tol > 0):
-        raise ValueError(f"{member}: tol must be a positive number, got {tol!r}")
+    needs_positive(tol, "tol", member=member)
 
 
 class _SecondMoment(NamedTuple):

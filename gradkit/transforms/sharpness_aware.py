@@ -67,7 +67,9 @@ def sharpness_aware(
         return SharpnessAwareState(part.start(params, step), rise, Work.none())
 
     def update(updates, state, params, h, **extra):
-        value, value_fn = (required(extra, n, member="sharpness_aware") for n in _NEEDED)
+        value, value_fn = (
+            required(extra, name, member="sharpness_aware") for name in ("value", "value_fn")
+        )
         needs_params(params, member="sharpness_aware")
         norm = tree.norm(updates)
         there = tree.add_scaled(params, h.rho / jnp.where(norm == 0, 1, norm), updates)
@@ -78,6 +80,3 @@ def sharpness_aware(
         return u, SharpnessAwareState(following, rise, state.work.plus(evaluations=1, gradients=1))
 
     return link(init, update, around=part, rho=rho)
-
-
-_NEEDED = ("value", "value_fn")

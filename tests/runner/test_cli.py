@@ -1,6 +1,5 @@
 """The command line as a user types it: two commands do the whole job, and mistakes cost nothing."""
 
-import functools
 import importlib.metadata
 import json
 import shutil
@@ -97,19 +96,9 @@ TRAINED = {
 }
 
 
-@functools.cache
-def first_of_each_model():
-    """A config for each model and each task: what a spectrum may find different."""
-    configs = sorted(CONFIGS.glob("*.yaml"))
-    kinds = {(load(c).task or load(c).model).name: c for c in reversed(configs)}
-    return set(kinds.values())
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_config_runs_two_steps_and_every_model_has_a_spectrum(
-    tmp_path, monkeypatch, capsys, config
-):
+def test_every_config_runs_two_steps_and_has_a_spectrum(tmp_path, monkeypatch, capsys, config):
     monkeypatch.chdir(tmp_path)
     small = ["epochs=2", "spectrum.top=1", "spectrum.bottom=1"]
     small += ["spectrum.probes=2", "spectrum.steps=4", "spectrum.tol=0.1"]
@@ -128,12 +117,10 @@ def test_every_config_runs_two_steps_and_every_model_has_a_spectrum(
     steps = record.open_record(folder).summary["steps"]
     assert steps >= 2
     assert checkpoint.steps(folder / "checkpoints") == [steps]
-    assert "<svg" in (folder / "report.html").read_text()
-    if config not in first_of_each_model():
-        return
     assert run_command("spectrum", folder) == 0
     assert kept_in(folder) == trained | {"spectrum.json", "spectrum.npz"}
     assert "largest" in capsys.readouterr().out
+    assert "<svg" in (folder / "report.html").read_text()
     (folder / "report.html").unlink()
     assert run_command("report", folder) == 0
     assert capsys.readouterr().out == f"{folder / 'report.html'}\n"

@@ -169,3 +169,12 @@ def test_a_page_of_several_runs(capsys):
     assert main(["report", "many/a", "--out", "x.html"]) == 2
     assert "--out is for the page of several runs" in capsys.readouterr().err
     assert main(["report", "absent", "many/a"]) == 2
+
+
+def test_the_cost_to_a_level_is_on_the_line_between_two_points():
+    costs, losses = np.array([10.0, 20.0, 40.0]), np.array([3.0, 2.0, 1.0])
+    assert compare.crossing(costs, losses, 1.5) == pytest.approx(30)
+    assert compare.crossing(costs, losses, 2.0) == pytest.approx(20)
+    assert compare.crossing(costs, losses, 3.5) == 10
+    assert compare.crossing(costs, losses, 0.5) == np.inf
+    assert compare.crossing(costs, np.array([3.0, 1.0, 2.0]), 2.0) == pytest.approx(15)
