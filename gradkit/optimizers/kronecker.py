@@ -24,8 +24,7 @@ class KroneckerState(NamedTuple):
     """What is known of the gradients g since the step `since`. Trees are like the parameters.
 
     Attributes:
-        mu: average of g.
-        nu: average of g², which SOAP has in the eigenbases.
+        mu: average of g. nu: average of g². SOAP has both in the eigenbases.
         factors: for each leaf a tuple, with the average of G Gᵀ for each axis that has a factor, G
             the gradient as a matrix of that axis and the others: shape (blocks, width, width).
         matrices: made of the factors, in the same shapes: their inverse roots, or eigenbases.
@@ -109,16 +108,16 @@ def begun(
         params: tree of parameters.
         step: the number of updates before.
         block_size, axes: of `cuts`.
-        blocked: whether the average of g² is kept by blocks, where a leaf is cut.
+        blocked: whether the averages are kept by blocks, where a leaf is cut.
     """
     plans = cuts(params, block_size, axes)
     leaves, structure = jax.tree.flatten(wide_zeros(params))
 
+    def zeros(cut, x):
+        return jnp.zeros((cut.blocks, *cut.widths), x.dtype) if blocked and cut.blocks > 1 else x
+
     def real_zeros(cut, x):
-        dtype = jnp.finfo(x.dtype).dtype
-        if blocked and cut.blocks > 1:
-            return jnp.zeros((cut.blocks, *cut.widths), dtype)
-        return jnp.zeros_like(x, dtype)
+        return zeros(cut, jnp.zeros_like(x, jnp.finfo(x.dtype).dtype))
 
     def matrices(cut, x):
         widths = (cut.widths[axis] for axis in cut.axes)
@@ -127,12 +126,12 @@ def begun(
     def each(function):
         return structure.unflatten([function(c, x) for c, x in zip(plans, leaves, strict=True)])
 
-    trees = structure.unflatten(leaves), each(real_zeros), each(matrices), each(matrices)
+    trees = each(zeros), each(real_zeros), each(matrices), each(matrices)
     return KroneckerState(jnp.array(step), *trees)
 
 
 class Leaves(NamedTuple):
-    """An update leaf by leaf, and a state whose `mu` and `factors` have it in.
+    """An update leaf by leaf, and a state whose `factors` have it in.
 
     Attributes:
         cuts: how each leaf is cut. structure: of the tree. since: of the state.
@@ -153,21 +152,21 @@ class Leaves(NamedTuple):
     def of(
         cls, updates: PyTree, state: KroneckerState, h: Any, block_size: int, axes: Axes
     ) -> Leaves:
-        """Returns the leaves of an update, with hyperparameters `b1` and `b2`."""
+        """Returns the leaves of an update, with the hyperparameter `b2`."""
         plans = cuts(updates, block_size, axes)
         leaves, structure = jax.tree.flatten(updates)
         mu, nu, factors, matrices = (structure.flatten_up_to(part) for part in state[1:])
         g = [wide(x) for x in leaves]
         outer = [grams(cut, cut.blocked(x)) for cut, x in zip(plans, g, strict=True)]
-        mu = optax.tree.cast_like(h.averaged("b1", mu, g), mu)
         factors = optax.tree.cast_like(h.averaged("b2", factors, outer), factors)
         return cls(plans, structure, state.since, g, mu, nu, factors, matrices)
 
     def ended(
-        self, u: list[jax.Array], nu: list[jax.Array], matrices: list[tuple]
+        self, u: list[jax.Array], mu: list[jax.Array], nu: list[jax.Array], matrices: list[tuple]
     ) -> tuple[PyTree, KroneckerState]:
-        """Returns the tree of updates u, and the state that follows."""
-        parts = self.mu, nu, self.factors, matrices
+        """Returns the tree of updates u, and the state that follows, its dtypes as they were."""
+        mu, nu = optax.tree.cast_like((mu, nu), (self.mu, self.nu))
+        parts = mu, nu, self.factors, matrices
         trees = (self.structure.unflatten(part) for part in parts)
         return self.structure.unflatten(u), KroneckerState(self.since, *trees)
 

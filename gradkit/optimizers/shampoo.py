@@ -70,8 +70,8 @@ def scale_by_shampoo(
     def update(updates, state, params, h, **_):
         leaves = Leaves.of(updates, state, h, block_size, axes)
         c1, c2 = h.bias("b1", state.since), h.bias("b2", state.since)
+        mu = h.averaged("b1", leaves.mu, leaves.g)
         nu = h.averaged("b2", leaves.nu, [square(x) for x in leaves.g])
-        nu = optax.tree.cast_like(nu, leaves.nu)
 
         def renew(roots, factors, c2):
             del roots
@@ -89,8 +89,8 @@ def scale_by_shampoo(
             length = tree.norm(adam) / jnp.where(norm == 0, 1, norm)
             return u * length.astype(u.dtype) if grafting else u
 
-        each = zip(leaves.cuts, leaves.mu, nu, roots, strict=True)
-        return leaves.ended([scaled(*leaf) for leaf in each], nu, roots)
+        each = zip(leaves.cuts, mu, nu, roots, strict=True)
+        return leaves.ended([scaled(*leaf) for leaf in each], mu, nu, roots)
 
     return link(init, update, b1=b1, b2=b2, eps=eps, leafwise=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from gradkit.core import needs_count
 from gradkit.optimizers import kronecker
 from gradkit.optimizers.kronecker import HIGHEST, Axes, Cut, Leaves, applied
 from gradkit.transforms.chain import chain
-from gradkit.transforms.conditional import every_so_often
+from gradkit.transforms.conditional import when
 from gradkit.transforms.decay import add_decayed_weights
 from gradkit.transforms.learning_rate import scale_by_learning_rate
 from gradkit.transforms.link import Link, link
@@ -34,20 +35,20 @@ def scale_by_soap(
     """Scales updates as Adam does, in bases Q of the eigenvectors of each axis's second moments.
 
     Of a matrix G with L ← β₂ L + (1 − β₂) G Gᵀ, and R likewise of Gᵀ G, the update is
-    Q_L (M′ / (√V + ε)) Q_Rᵀ: M′ = Q_Lᵀ M Q_R, with M the average of G, and V that of
-    (Q_Lᵀ G Q_R)². A tensor has a basis for each axis. For a leaf without any, such as a vector,
-    this is Adam.
+    Q_L (M / (√V + ε)) Q_Rᵀ, with M the average of G′ = Q_Lᵀ G Q_R, and V that of G′². A tensor has
+    a basis for each axis. For a leaf without any, such as a vector, this is Adam.
 
     Source: Vyas et al. (2025), "SOAP: improving and stabilizing Shampoo using Adam", algorithm 3;
     algorithm 4 for the bases: a power iteration and a QR decomposition every so many steps.
     Differs: the first update, of whose gradient the first bases are, is Adam's, where the authors
     skip it: that gradient is diagonal in them, and the rest rounding. Bases are renewed before a
-    gradient is rotated, not after. An axis longer than `block_size` is cut into
+    gradient is rotated, not after. M is turned into new bases once, where the paper turns the
+    average of G at each step, which is the same. An axis longer than `block_size` is cut into
     equal blocks with factors of their own, where the authors' code leaves it as it is.
 
-    Cost: 8 Σₖ nₖ operations a parameter, nₖ the widths of its block; every so many steps a QR
-    decomposition for each axis, within a loop of no or one step. Two trees of memory, and two
-    matrices for each axis: in all six trees for a square matrix.
+    Cost: 6 Σₖ nₖ operations a parameter, nₖ the widths of its block; every so many steps a QR
+    decomposition for each axis and 6 Σₖ nₖ more, within a loop of no or one step. Two trees of
+    memory, and two matrices for each axis: in all six trees for a square matrix.
 
     Args:
         b1: β₁, decay of the average of g.
@@ -70,22 +71,29 @@ def scale_by_soap(
     def update(updates, state, params, h, **_):
         leaves = Leaves.of(updates, state, h, block_size, axes)
         c1, c2 = h.bias("b1", state.since), h.bias("b2", state.since)
-        age, kept = h.step - state.since, (leaves.matrices, leaves.nu)
-        renew = _renewal(leaves.cuts)
-        bases, nu = every_so_often(age, every, renew, kept, leaves.factors, age == 0)
+        age, kept = h.step - state.since, (leaves.matrices, leaves.mu, leaves.nu)
 
-        def scaled(cut, g, m, v, Q):
-            adam = m / c1 / (jnp.abs(g) + h.eps)
-            rotated = applied(cut, Q, cut.blocked(g), transposed=True)
-            squares = jnp.reshape(square(rotated), v.shape)
-            v = h.averaged("b2", v, squares).astype(v.dtype)
-            M = applied(cut, Q, cut.blocked(m), transposed=True)
-            N = M / c1 / (root(jnp.reshape(v, M.shape) / c2) + h.eps)
-            return jnp.where(age == 0, adam, cut.whole(applied(cut, Q, N))), v
+        def first(kept, factors):
+            Q = [tuple(jnp.linalg.eigh(L)[1][..., ::-1] for L in of_leaf) for of_leaf in factors]
+            return Q, *kept[1:]
 
-        each = zip(leaves.cuts, leaves.g, leaves.mu, nu, bases, strict=True)
-        done = [scaled(*leaf) for leaf in each]
-        return leaves.ended([u for u, _ in done], [v for _, v in done], bases)
+        def renewed(kept, factors):
+            parts = zip(leaves.cuts, *kept, factors, strict=True)
+            return _parts(3, (_iterated(*leaf) for leaf in parts))
+
+        kept = when(age == 0, first, kept, leaves.factors)
+        bases, mu, nu = when((age > 0) & (age % every == 0), renewed, kept, leaves.factors)
+
+        def scaled(cut, g, M, V, Q):
+            G = jnp.reshape(applied(cut, Q, cut.blocked(g), transposed=True), M.shape)
+            M, V = h.averaged("b1", M, G), h.averaged("b2", V, square(G))
+            N = M / c1 / (root(V / c2) + h.eps)
+            u = cut.whole(applied(cut, Q, jnp.reshape(N, (cut.blocks, *cut.widths))))
+            return jnp.where(age == 0, g / (jnp.abs(g) + h.eps), u), M, V
+
+        each = zip(leaves.cuts, leaves.g, mu, nu, bases, strict=True)
+        u, mu, nu = _parts(3, (scaled(*leaf) for leaf in each))
+        return leaves.ended(u, mu, nu, bases)
 
     return link(init, update, b1=b1, b2=b2, eps=eps, leafwise=True)
 
@@ -131,31 +139,27 @@ def soap(
     ).named("soap")
 
 
-def _renewal(plans: list[Cut]) -> Any:
-    """The function of bases, averages of g² in them, factors, and whether there are none yet."""
-
-    def eigenvectors(bases, nu, factors):
-        del bases
-        Q = [tuple(jnp.linalg.eigh(L)[1][..., ::-1] for L in of_leaf) for of_leaf in factors]
-        return Q, nu
-
-    def iterated(bases, nu, factors):
-        renewed = [_iterated(*leaf) for leaf in zip(plans, bases, nu, factors, strict=True)]
-        return [Q for Q, _ in renewed], [v for _, v in renewed]
-
-    def renew(kept, factors, first):
-        return jax.lax.cond(first, eigenvectors, iterated, *kept, factors)
-
-    return renew
+def _parts(count: int, of_leaves: Iterable[tuple]) -> tuple[list, ...]:
+    """So many lists of the parts of all leaves, of which there may be none."""
+    found = list(of_leaves)
+    return tuple([parts[k] for parts in found] for k in range(count))
 
 
-def _iterated(cut: Cut, bases: tuple, nu: jax.Array, factors: tuple) -> tuple[tuple, jax.Array]:
-    """QR of L Q, its columns in falling order of Qᵀ L Q; the averages of g² go along."""
+def _iterated(
+    cut: Cut, bases: tuple, mu: jax.Array, nu: jax.Array, factors: tuple
+) -> tuple[tuple, jax.Array, jax.Array]:
+    """QR of L Q, its columns in falling order of Qᵀ L Q; the averages of g and g² go along."""
     found, v = [], jnp.reshape(nu, (cut.blocks, *cut.widths))
     for axis, Q, L in zip(cut.axes, bases, factors, strict=True):
         LQ = jnp.matmul(L, Q, precision=HIGHEST)
         order = jnp.argsort(-jnp.sum(jnp.real(jnp.conj(Q) * LQ), axis=1), axis=-1)
-        found.append(jnp.linalg.qr(jnp.take_along_axis(LQ, order[:, None, :], axis=2))[0])
-        places = jnp.expand_dims(order, [k + 1 for k in range(len(cut.widths)) if k != axis])
-        v = jnp.take_along_axis(v, places, axis=axis + 1)
-    return tuple(found), jnp.reshape(v, nu.shape)
+        found.append(jnp.linalg.qr(_ordered(LQ, order, 1))[0])
+        v = _ordered(v, order, axis)
+    m = applied(cut, bases, jnp.reshape(mu, v.shape))
+    m = applied(cut, found, m, transposed=True)
+    return tuple(found), jnp.reshape(m, mu.shape), jnp.reshape(v, nu.shape)
+
+
+def _ordered(x: jax.Array, order: jax.Array, axis: int) -> jax.Array:
+    """Each block of x in an order of its own along an axis."""
+    return jax.vmap(lambda block, places: jnp.take(block, places, axis=axis))(x, order)

@@ -28,10 +28,14 @@ def every_so_often(
     """
     if every == 1:
         return function(operand, *context)
-    due = step % every == 0
+    return when(step % every == 0, function, operand, *context)
+
+
+def when(due: jax.Array, function: Callable, operand: PyTree, *context: PyTree) -> PyTree:
+    """Returns what `run_if` does, without compiling where `due` is known."""
     if tree.traced(due):
         return run_if(due, function, operand, *context)
-    return function(operand, *context) if due else operand  # eager: nothing to compile
+    return function(operand, *context) if due else operand
 
 
 def deferred(function: Callable) -> Callable:
