@@ -109,6 +109,7 @@ from gradkit.transforms.guarding import apply_if_finite as apply_if_finite
 from gradkit.transforms.guarding import guard_spikes as guard_spikes
 from gradkit.transforms.learning_rate import scale_by_learning_rate as scale_by_learning_rate
 from gradkit.transforms.line_search import line_search as line_search
+from gradkit.transforms.low_precision import low_precision as low_precision
 from gradkit.transforms.moments import bias_correction as bias_correction
 from gradkit.transforms.moments import ema as ema
 from gradkit.transforms.momentum import heavy_ball as heavy_ball

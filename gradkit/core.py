@@ -294,7 +294,7 @@ def _mean(function: Callable, batches: PyTree) -> tuple[PyTree, PyTree]:
         result, aside = function(part)
         return jax.tree.map(lambda t, r: t + r / count, total, result), aside
 
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape)
+    zeros = tree.zeros(shape)
     return jax.lax.scan(add, zeros, batches)
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 
 from gradkit import tree
@@ -137,12 +136,11 @@ class Operator:
 
         Cost: n products and n² numbers; for small problems and tests.
         """
-        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.domain)
-        flat, unravel = ravel_pytree(zero)
+        flat, unravel = tree.ravel(tree.zeros(self.domain))
         units = jnp.eye(flat.size, dtype=flat.dtype)
         if self.loops_on_host and not tree.traced(units):
-            return jnp.stack([ravel_pytree(self @ unravel(e))[0] for e in units], axis=1)
-        return jax.lax.map(lambda e: ravel_pytree(self @ unravel(e))[0], units).T
+            return jnp.stack([tree.ravel(self @ unravel(e))[0] for e in units], axis=1)
+        return jax.lax.map(lambda e: tree.ravel(self @ unravel(e))[0], units).T
 
     def _with(self, matvec: Partial) -> Operator:
         return Operator(matvec, self.domain, self.traceable)
@@ -188,7 +186,7 @@ class _Restriction:
     def __call__(self, matvec, v):
         selected = iter(jax.tree.leaves(v))
         full = [
-            next(selected) if keep else jnp.zeros(x.shape, x.dtype)
+            next(selected) if keep else tree.zeros(x)
             for keep, x in zip(self.kept, self.domain.leaves, strict=True)
         ]
         product = jax.tree.leaves(matvec(self.domain.structure.unflatten(full)))
@@ -248,4 +246,7 @@ def _primitives(jaxpr: Any) -> set[str]:
 
 
 def _text(leaf: jax.ShapeDtypeStruct | None) -> str:
-    return "no leaf" if leaf is None else f"{leaf.dtype}{list(leaf.shape)}"
+    if leaf is None:
+        return "no leaf"
+    given = tree.type_sharding(leaf)
+    return f"{leaf.dtype}{list(leaf.shape)}" + (f" sharded {given.spec}" if given else "")

@@ -7,7 +7,7 @@ import difflib
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -233,7 +233,8 @@ def from_flat_dict(flat: Mapping[str, Any], like: PyTree) -> PyTree:
 def state_shardings(tx: optax.GradientTransformation, params: PyTree) -> PyTree:
     """Returns the sharding of each leaf of `tx.init(params)`, before anything is allocated.
 
-    What a transformation keeps for a parameter is sharded like it, everything else replicated:
+    What a transformation keeps for a parameter is sharded like it, and so is each of several that
+    are stacked along a first axis; everything else is replicated:
     `jax.jit(tx.init, out_shardings=gk.state_shardings(tx, params))(params)`.
 
     Args:
@@ -243,7 +244,7 @@ def state_shardings(tx: optax.GradientTransformation, params: PyTree) -> PyTree:
     Raises:
         ValueError: a parameter has no sharding.
     """
-    known, anywhere = {}, None
+    anywhere = None
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         anywhere = getattr(leaf, "sharding", None)
         if anywhere is None:
@@ -251,15 +252,41 @@ def state_shardings(tx: optax.GradientTransformation, params: PyTree) -> PyTree:
                 f"state_shardings: {tree.path_name(path) or 'the parameter'} has no sharding; "
                 "expected arrays, or jax.ShapeDtypeStruct(shape, dtype, sharding=...)"
             )
-        known[path, leaf.shape] = anywhere
     if isinstance(anywhere, jax.sharding.NamedSharding):
         anywhere = jax.sharding.NamedSharding(anywhere.mesh, jax.sharding.PartitionSpec())
 
+    of = like_parameters(params)
+
     def sharding(path, leaf):
-        ends = (known.get((path[start:], leaf.shape)) for start in range(len(path) + 1))
-        return next(filter(None, ends), anywhere)
+        parameter = of(path, leaf.shape)
+        if parameter is not None:
+            return parameter.sharding
+        stacked = of(path, leaf.shape[1:]) if leaf.ndim else None
+        given = getattr(stacked, "sharding", None)
+        if not isinstance(given, jax.sharding.NamedSharding):
+            return anywhere
+        spec = jax.sharding.PartitionSpec(None, *given.spec)
+        return jax.sharding.NamedSharding(given.mesh, spec)
 
     return jax.tree_util.tree_map_with_path(sharding, jax.eval_shape(tx.init, params))
+
+
+def like_parameters(params: PyTree) -> Callable[[KeyPath, tuple[int, ...]], Any]:
+    """Returns the function (path, shape) of a state's leaf -> its parameter, or None.
+
+    The leaf has the parameter's shape, and its path ends in that of the parameter, but for one more
+    field if need be.
+    """
+    known = {
+        (path, jnp.shape(leaf)): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+
+    def parameter(path, shape):
+        ends = (path[start:end] for end in (len(path), len(path) - 1) for start in range(end + 1))
+        found = (known.get((place, shape)) for place in ends)
+        return next((leaf for leaf in found if leaf is not None), None)
+
+    return parameter
 
 
 def did_you_mean(name: str, names: Any) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.flatten_util import ravel_pytree
 
 PyTree = Any
 
@@ -91,7 +93,47 @@ def scalar_dtype(domain: PyTree) -> jnp.dtype:
 
 def shapes(domain: PyTree) -> PyTree:
     """Returns `domain` with every array replaced by its shape and dtype."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), domain)
+
+    def leaf(x):
+        return jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x), sharding=type_sharding(x))
+
+    return jax.tree.map(leaf, domain)
+
+
+def type_sharding(x: Any, leading: int = 0) -> jax.sharding.NamedSharding | None:
+    """Returns the sharding that is part of an array's type, as in JAX's Explicit mode.
+
+    None where no axis is sharded, and in Auto mode, in which the compiler decides.
+
+    Args:
+        x: array or `jax.ShapeDtypeStruct`.
+        leading: axes before those of x, which are not sharded.
+    """
+    given = jax.typeof(x).sharding
+    if all(axis is None for axis in given.spec):
+        return None
+    spec = jax.sharding.PartitionSpec(*[None] * leading, *given.spec)
+    return jax.sharding.NamedSharding(given.mesh, spec)
+
+
+def gathered(x: jax.Array) -> jax.Array:
+    """Returns x whole on every device, as in Explicit mode an operation may need it."""
+    given = type_sharding(x)
+    if given is None:
+        return x
+    return jax.reshard(x, jax.sharding.NamedSharding(given.mesh, jax.sharding.PartitionSpec()))
+
+
+def spread(x: jax.Array, like: Any) -> jax.Array:
+    """Returns x sharded as the type of `like` says."""
+    wanted = type_sharding(like)
+    return x if wanted is None else jax.reshard(x, wanted)
+
+
+def ravel(a: PyTree) -> tuple[jax.Array, Callable[[jax.Array], PyTree]]:
+    """Returns all numbers as one vector, on every device, and the function that makes it a tree."""
+    vector, unravel = ravel_pytree(jax.tree.map(gathered, a))
+    return vector, lambda v: jax.tree.map(spread, unravel(v), a)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +203,7 @@ def hashed_normal(seed: jax.Array, domain: PyTree) -> PyTree:
     def leaf(number, x):
         h = hashed(hashed(seed) + jnp.uint32(number))
         for axis in range(len(x.shape)):
-            position = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+            position = _positions(x, axis)
             h = hashed(h + position * jnp.uint32(0x9E3779B1))
         odd = 2 * (h >> 9).astype(jnp.float32) + 1  # 24 bits, exact: the fraction is never 0 or 1
         normal = jnp.sqrt(2.0) * jax.lax.erf_inv(odd / 2**23 - 1)
@@ -179,19 +221,35 @@ def random_signs(key: jax.Array, domain: PyTree) -> PyTree:
     Differs: positions count through all leaves and are mixed with 64 bits of the key, so that no
     two of 2³² entries share their sign and no two probes are shifted copies.
     """
+
+    def leaf(bits, x):
+        return (1 - 2 * (bits >> 31).astype(jnp.int32)).astype(x.dtype)
+
+    return jax.tree.map(leaf, random_bits(key, domain), domain)
+
+
+def random_bits(key: jax.Array, domain: PyTree) -> PyTree:
+    """Returns a tree in the shapes of `domain` of 32 random bits each, a hash of key and position.
+
+    Source: as `random_signs`.
+    """
     first, second = jax.random.bits(key, (2,), jnp.uint32)
 
     def leaf(start, x):
-        position = jnp.full(x.shape, start % 2**32, jnp.uint32)
+        position = jnp.uint32(start % 2**32)
         for axis in range(len(x.shape)):
             stride = jnp.uint32(math.prod(x.shape[axis + 1 :]) % 2**32)
-            position += stride * jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-        negative = hashed(hashed(position ^ first) ^ second) >> 31
-        return (1 - 2 * negative.astype(jnp.int32)).astype(x.dtype)
+            position += stride * _positions(x, axis)
+        return hashed(hashed(position ^ first) ^ second)
 
     leaves, structure = jax.tree.flatten(domain)
     starts = [sum(x.size for x in leaves[:number]) for number in range(len(leaves))]
     return structure.unflatten([leaf(s, x) for s, x in zip(starts, leaves, strict=True)])
+
+
+def _positions(x: Any, axis: int) -> jax.Array:
+    """The place along an axis of each number of x."""
+    return jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis, out_sharding=type_sharding(x))
 
 
 def hashed(h: jax.Array) -> jax.Array:
@@ -220,7 +278,7 @@ def mark(a: PyTree) -> jax.Array:
         bits = _bits(jnp.asarray(x))
         weyl = jnp.zeros(bits.shape, jnp.uint32)
         for axis, odd in enumerate(range(3, 2 * bits.ndim + 3, 2)):
-            position = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+            position = _positions(bits, axis)
             weyl = weyl + position * jnp.uint32((odd * 0x9E3779B1) & 0xFFFFFFFF)
         for half, shift in enumerate((7, 15)):
             factor = (weyl ^ (weyl >> shift)) * jnp.uint32(0x85EBCA6B) | 1
@@ -249,9 +307,23 @@ def _bits(x: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(x, jnp.uint32)
 
 
+def zeros(domain: PyTree) -> PyTree:
+    """Returns zeros like `domain`, a tree of arrays or of `jax.ShapeDtypeStruct`."""
+
+    def leaf(x):
+        return jnp.zeros(x.shape, x.dtype, out_sharding=type_sharding(x))
+
+    return jax.tree.map(leaf, domain)
+
+
 def empty_basis(rows: int, domain: PyTree, dtype: Any = None) -> PyTree:
     """Returns a basis of `rows` zero vectors like `domain`, or in `dtype`."""
-    return jax.tree.map(lambda x: jnp.zeros((rows, *x.shape), dtype or x.dtype), domain)
+
+    def leaf(x):
+        shape = rows, *x.shape
+        return jnp.zeros(shape, dtype or x.dtype, out_sharding=type_sharding(x, 1))
+
+    return jax.tree.map(leaf, domain)
 
 
 def basis_row(V: PyTree, j: Any, domain: PyTree) -> PyTree:
@@ -277,7 +349,7 @@ def basis_project(V: PyTree, v: PyTree) -> jax.Array:
 
     def leaf(rows, x):
         rows, x = wide(rows), wide(x)
-        if any(axis is not None for axis in jax.typeof(rows).sharding.spec):  # Explicit mode
+        if type_sharding(rows) is not None:
             return jnp.sum(rows * x, axis=tuple(range(1, rows.ndim)))
         axes = tuple(range(1, rows.ndim)), tuple(range(x.ndim))
         highest = jax.lax.Precision.HIGHEST
@@ -301,7 +373,8 @@ def basis_combine(V: PyTree, c: jax.Array, domain: PyTree | None = None) -> PyTr
         def add(j, total):
             return total + jnp.multiply.outer(c[j], wide(rows[j]))
 
-        start = jnp.zeros((*c.shape[1:], *rows.shape[1:]), wide(c).dtype)
+        shape, row = (*c.shape[1:], *rows.shape[1:]), jax.eval_shape(lambda: rows[0])
+        start = jnp.zeros(shape, wide(c).dtype, out_sharding=type_sharding(row, c.ndim - 1))
         return jax.lax.fori_loop(0, len(rows), add, start).astype(x.dtype)
 
     return jax.tree.map(leaf, V, V if domain is None else domain)

@@ -185,7 +185,7 @@ def extended(s: Lanczos, *, rows: int) -> Lanczos:
 
     def leaf(x):
         more = rows + s.block - len(x)
-        return jnp.concatenate([x, jnp.zeros((more, *x.shape[1:]), x.dtype)])
+        return jnp.pad(x, [(0, more)] + [(0, 0)] * (x.ndim - 1))
 
     H = jnp.pad(s.H, ((0, rows - s.rows), (0, rows - s.rows)))
     return s._replace(basis=jax.tree.map(leaf, s.basis), H=H)

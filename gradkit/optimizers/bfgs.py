@@ -169,7 +169,7 @@ def updated(H: jax.Array, new: Pair) -> jax.Array:
 
 def ravelled(a: PyTree) -> jax.Array:
     """Returns all numbers of a tree as one vector, those of complex leaves as pairs."""
-    leaves = [tree.wide(x) for x in jax.tree.leaves(a)]
+    leaves = [tree.wide(tree.gathered(x)) for x in jax.tree.leaves(a)]
     parts = [
         part.ravel()
         for x in leaves
@@ -185,7 +185,8 @@ def unravelled(vector: jax.Array, domain: PyTree) -> PyTree:
     for x in leaves:
         many = 2 if jnp.iscomplexobj(x) else 1
         parts = vector[start : start + many * x.size].reshape(many, *x.shape)
-        found.append((parts[0] + 1j * parts[1] if many == 2 else parts[0]).astype(x.dtype))
+        whole = (parts[0] + 1j * parts[1] if many == 2 else parts[0]).astype(x.dtype)
+        found.append(tree.spread(whole, x))
         start += many * x.size
     return structure.unflatten(found)
 

@@ -65,7 +65,11 @@ class Cut(NamedTuple):
         return math.prod(self.counts)
 
     def blocked(self, x: jax.Array) -> jax.Array:
-        """Returns the blocks of a leaf, padded with zeros: shape (blocks, *widths)."""
+        """Returns the blocks of a leaf, padded with zeros: shape (blocks, *widths).
+
+        Where axes are sharded in Explicit mode, they are gathered; in Auto mode XLA decides.
+        """
+        x = tree.gathered(x)
         if self.blocks == 1:
             return x[None]
         sizes = [n * width for n, width in zip(self.counts, self.widths, strict=True)]

@@ -8,7 +8,6 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 
 from gradkit import tree
@@ -215,8 +214,8 @@ def _whole(A: Operator, g: PyTree, scale: PyTree) -> tuple[Model, PyTree, int]:
     """The model on all of the space, the diagonal of D and the products made."""
     _needs_real(A.domain)
     n = A.dimension
-    g_flat = tree.wide(ravel_pytree(g)[0])
-    before, unravel = ravel_pytree(scale)
+    g_flat = tree.wide(tree.ravel(g)[0])
+    before, unravel = tree.ravel(scale)
     H = tree.wide(A.dense())
     H = jnp.where(jnp.all(jnp.isfinite(H)), (H + H.T) / 2, 0)
     diagonal = jnp.abs(jnp.diag(H))
@@ -227,7 +226,7 @@ def _whole(A: Operator, g: PyTree, scale: PyTree) -> tuple[Model, PyTree, int]:
     values, Q = jnp.linalg.eigh(s[:, None] * H * s, symmetrize_input=False)
 
     def step(y, like):
-        flat, unravel = ravel_pytree(like)
+        flat, unravel = tree.ravel(like)
         return unravel((s * _product(Q, y)).astype(flat.dtype))
 
     resolution = n * jnp.finfo(H.dtype).eps * jnp.max(jnp.abs(values))

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.flatten_util import ravel_pytree
 
 from gradkit import tree
 from gradkit.core import required
@@ -73,7 +72,7 @@ def scale_by_newton(damping: optax.ScalarOrSchedule = 0.0) -> Link:
         n = A.dimension
         if n == 0:
             return updates, state
-        g, unravel = ravel_pytree(optax.tree.cast_like(updates, A.domain))
+        g, unravel = tree.ravel(optax.tree.cast_like(updates, A.domain))
         H = tree.wide(A.dense())
         d, values, resolution = _solution(H + h.damping.astype(H.dtype) * jnp.eye(n), tree.wide(g))
         positive, negative = jnp.sum(values > resolution), jnp.sum(values < -resolution)

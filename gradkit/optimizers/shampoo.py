@@ -46,7 +46,8 @@ def scale_by_shampoo(
 
     Cost: 4 Σₖ nₖ operations a parameter, nₖ the widths of its block; every so many steps the
     eigenvectors of each factor, within a loop of no or one step. Two trees of memory, and two
-    matrices for each axis: in all six trees for a square matrix.
+    matrices for each axis: in all six trees for a square matrix. A sharded leaf is gathered for its
+    products, and its matrices are on every device; its averages are sharded like it.
 
     Args:
         b1: β₁, decay of the average of g.
@@ -84,7 +85,7 @@ def scale_by_shampoo(
             adam = m / c1 / (root(v / c2) + h.eps)
             if not cut.axes:
                 return adam
-            u = cut.whole(applied(cut, P, cut.blocked(m / c1)))
+            u = tree.spread(cut.whole(applied(cut, P, cut.blocked(m / c1))), m)
             norm = tree.norm(u)
             length = tree.norm(adam) / jnp.where(norm == 0, 1, norm)
             return u * length.astype(u.dtype) if grafting else u

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gradkit import tree
 from gradkit.core import needs_count
 from gradkit.optimizers import kronecker
 from gradkit.optimizers.kronecker import HIGHEST, Axes, Cut, Leaves, applied
@@ -48,7 +49,9 @@ def scale_by_soap(
 
     Cost: 6 Σₖ nₖ operations a parameter, nₖ the widths of its block; every so many steps a QR
     decomposition for each axis and 6 Σₖ nₖ more, within a loop of no or one step. Two trees of
-    memory, and two matrices for each axis: in all six trees for a square matrix.
+    memory, and two matrices for each axis: in all six trees for a square matrix. A sharded leaf is
+    gathered for its products, and its matrices are on every device; its averages are sharded like
+    it, unless the leaf is cut.
 
     Args:
         b1: β₁, decay of the average of g.
@@ -85,10 +88,10 @@ def scale_by_soap(
         bases, mu, nu = when((age > 0) & (age % every == 0), renewed, kept, leaves.factors)
 
         def scaled(cut, g, M, V, Q):
-            G = jnp.reshape(applied(cut, Q, cut.blocked(g), transposed=True), M.shape)
+            G = _like(applied(cut, Q, cut.blocked(g), transposed=True), M)
             M, V = h.averaged("b1", M, G), h.averaged("b2", V, square(G))
             N = M / c1 / (root(V / c2) + h.eps)
-            u = cut.whole(applied(cut, Q, jnp.reshape(N, (cut.blocks, *cut.widths))))
+            u = tree.spread(cut.whole(applied(cut, Q, _in_blocks(cut, N))), g)
             return jnp.where(age == 0, g / (jnp.abs(g) + h.eps), u), M, V
 
         each = zip(leaves.cuts, leaves.g, mu, nu, bases, strict=True)
@@ -149,15 +152,24 @@ def _iterated(
     cut: Cut, bases: tuple, mu: jax.Array, nu: jax.Array, factors: tuple
 ) -> tuple[tuple, jax.Array, jax.Array]:
     """QR of L Q, its columns in falling order of Qᵀ L Q; the averages of g and g² go along."""
-    found, v = [], jnp.reshape(nu, (cut.blocks, *cut.widths))
+    found, v = [], _in_blocks(cut, nu)
     for axis, Q, L in zip(cut.axes, bases, factors, strict=True):
         LQ = jnp.matmul(L, Q, precision=HIGHEST)
         order = jnp.argsort(-jnp.sum(jnp.real(jnp.conj(Q) * LQ), axis=1), axis=-1)
         found.append(jnp.linalg.qr(_ordered(LQ, order, 1))[0])
         v = _ordered(v, order, axis)
-    m = applied(cut, bases, jnp.reshape(mu, v.shape))
-    m = applied(cut, found, m, transposed=True)
-    return tuple(found), jnp.reshape(m, mu.shape), jnp.reshape(v, nu.shape)
+    m = applied(cut, found, applied(cut, bases, _in_blocks(cut, mu)), transposed=True)
+    return tuple(found), _like(m, mu), _like(v, nu)
+
+
+def _in_blocks(cut: Cut, kept: jax.Array) -> jax.Array:
+    """The blocks of an average that is kept by blocks, or whole where there is one."""
+    return jnp.reshape(tree.gathered(kept), (cut.blocks, *cut.widths))
+
+
+def _like(blocks: jax.Array, kept: jax.Array) -> jax.Array:
+    """The blocks as such an average is kept."""
+    return tree.spread(jnp.reshape(blocks, kept.shape), kept)
 
 
 def _ordered(x: jax.Array, order: jax.Array, axis: int) -> jax.Array:

@@ -141,7 +141,7 @@ def until_accepted(
         return Found(best, best_rho, accepted, found.trials + 1, control), done
 
     shapes = jax.eval_shape(attempt, control)
-    blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    blank = tree.zeros(shapes)
     none = jnp.zeros((), jnp.int32)
     start = Found(blank, jnp.zeros_like(blank.reduction), jnp.zeros((), bool), none, control)
     return jax.lax.while_loop(go_on, advance, (start, ~usable))[0]

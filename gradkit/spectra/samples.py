@@ -125,7 +125,7 @@ def settled(s: Samples) -> jax.Array:
 @functools.partial(jax.jit, static_argnames="sample")
 def _none(sample: Callable, A: Operator, tol: Any, most: Any) -> Samples:
     like = jax.eval_shape(sample, Operator(_same, A.domain), A.domain)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+    zeros = tree.zeros(like)
     return Samples(
         mean=zeros,
         squares=jax.tree.map(jnp.copy, zeros),

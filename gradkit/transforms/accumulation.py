@@ -92,7 +92,7 @@ def accumulate(
         context = params, weight, state.emitted, _traced(extra)
         shapes = jax.eval_shape(emit, None, state.inner, total, *context)[0]
         fits = tree.shapes(total) == tree.shapes(shapes)  # then the step may overwrite the sum
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        zeros = tree.zeros(shapes)
         due = state.micro_step + 1 >= every
         step, following = run_if(
             due,
