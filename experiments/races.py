@@ -25,8 +25,6 @@ Curve = dict[str, np.ndarray]
 """Of one run at its evaluations: `steps`, `seconds`, gradient-equivalents as `gradients`, and as
 `passes` over the data, and every figure by its name."""
 
-DASHED = (0, (4, 1.5))
-
 
 class Method(NamedTuple):
     """One that takes part.
@@ -151,6 +149,7 @@ def drawn(
     found: dict[str, list[Curve]],
     panels: Sequence[tuple[str, str, str, str]],
     dashed: Sequence[str],
+    dotted: Sequence[str] = (),
     budget: tuple[str, float] | None = None,
 ) -> Figure:
     """The mean over seeds of each method, within a standard error: one panel for each pair.
@@ -158,11 +157,12 @@ def drawn(
     Args:
         found: the curves.
         panels: of each the cost, the figure, and what their axes say.
-        dashed: methods that are drawn so.
+        dashed, dotted: methods that are drawn so.
         budget: a cost and how much of it is shown.
     """
     figure = Figure(figsize=(9.6, 4.4), layout="constrained")
     looks = optimizer_looks([*found])
+    dashes = dict.fromkeys(dashed, (0, (4, 1.5))) | dict.fromkeys(dotted, (0, (1, 1.2)))
     for axes, (cost, name_of, label, height) in zip(
         figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
     ):
@@ -177,7 +177,7 @@ def drawn(
             mean, error = values.mean(axis=0), values.std(axis=0, ddof=1) / len(each) ** 0.5
             look = looks[name]
             style = {"color": look.color, "marker": look.marker, "markersize": 3.5}
-            style["linestyle"] = DASHED if name in dashed else "-"
+            style["linestyle"] = dashes.get(name, "-")
             axes.plot(grid, mean, label=name, linewidth=1.2, markevery=12, **style)
             axes.fill_between(grid, mean - error, mean + error, color=look.color, alpha=0.2, lw=0)
         axes.set_xlabel(label)

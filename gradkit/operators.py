@@ -70,9 +70,7 @@ class Operator:
             return True
         if jax.default_backend() != "cpu":
             return False
-        leaves, structure = jax.tree.flatten(self.matvec)
-        shapes = tuple((jnp.shape(x), jnp.result_type(x)) for x in leaves)
-        return _holds_convolution(structure, shapes, tree.Shapes.of(self.domain))
+        return _holds_convolution(tree.Shapes.of(self.matvec), tree.Shapes.of(self.domain))
 
     def __matmul__(self, v: PyTree) -> PyTree:
         self.check(v)
@@ -223,9 +221,9 @@ def _apply(A: Operator, v: PyTree) -> PyTree:
 
 
 @functools.lru_cache(maxsize=64)
-def _holds_convolution(structure: Any, leaves: tuple, domain: tree.Shapes) -> bool:
-    matvec = structure.unflatten([jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
-    jaxpr = jax.make_jaxpr(lambda matvec, v: matvec(v))(matvec, domain.unflatten())
+def _holds_convolution(matvec: tree.Shapes, domain: tree.Shapes) -> bool:
+    shapes = matvec.unflatten(), domain.unflatten()
+    jaxpr = jax.make_jaxpr(lambda matvec, v: matvec(v))(*shapes)
     return holds_convolution(jaxpr)
 
 

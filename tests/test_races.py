@@ -72,7 +72,7 @@ def test_a_race_tunes_each_method_and_goes_on_with_what_was_best(monkeypatch):
 @pytest.mark.parametrize("budget", [None, ("steps", 30)])
 def test_a_plot_has_a_panel_a_pair_and_a_line_a_method(budget):
     panels = [("steps", "loss", "steps", "loss"), ("seconds", "loss", "seconds", "loss")]
-    figure = races.drawn(FOUND, panels, ("fast",), budget)
+    figure = races.drawn(FOUND, panels, ("fast",), ("slow",), budget)
     assert [axes.get_xlabel() for axes in figure.axes] == ["steps", "seconds"]
     for axes in figure.axes:
         assert [line.get_label() for line in axes.lines] == [*FOUND]

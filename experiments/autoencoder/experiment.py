@@ -90,7 +90,7 @@ def draw(out):
     panels = [
         (cost, ERROR, label, "squared error a digit [pixel²]") for cost, label in kinds.items()
     ]
-    figure = races.drawn(found, panels, (SMALL,), ("passes", LONG))
+    figure = races.drawn(found, panels, ("newton_cg", "hessian_free"), (SMALL,), ("passes", LONG))
     ends = {n: np.median(races.at(e, "passes", BUDGET, ERROR)) for n, e in found.items()}
     ends.pop(SMALL)
     first = min(ends, key=ends.get)

@@ -41,7 +41,8 @@ RACE = Race(
     LOSS,
     (0.001, 0.004, 0.016, 0.064, 0.256),
 )
-CURVED = ("soap", "shampoo", "adahessian", "sophia", "newton_cg", "hessian_free", "soap_model")
+LIGHT = ("soap", "shampoo", "adahessian", "sophia")  # curvature at the price of a step
+SOLVING = ("newton_cg", "hessian_free", "soap_model")
 commands = RACE.commands
 
 
@@ -71,7 +72,7 @@ def draw(out):
     found = RACE.curves(out)
     kinds = {"steps": "steps", "passes": "passes over the data", "seconds": "seconds of training"}
     panels = [(cost, LOSS, label, "training loss [nats]") for cost, label in kinds.items()]
-    figure = races.drawn(found, panels, CURVED, ("passes", 15))
+    figure = races.drawn(found, panels, LIGHT, SOLVING, ("passes", 15))
     steps = {name: races.saved(found, name, "steps", LOSS).mean() for name in BOTH}
     ahead = max(steps, key=steps.get)
     figure.suptitle(

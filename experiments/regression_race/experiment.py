@@ -80,7 +80,7 @@ def draw(out):
     found = RACE.curves(out)
     kinds = {"passes": "passes over the data", "seconds": "seconds of training"}
     panels = [(cost, LOSS, label, "loss") for cost, label in kinds.items()]
-    figure = races.drawn(found, panels, WHOLE, ("passes", PASSES))
+    figure = races.drawn(found, panels, ("adahessian", "sophia"), WHOLE, ("passes", PASSES))
     name, goal = first_order(found)
     took = {n: np.median(races.needed(found[n], "passes", LOSS, goal)) for n in WHOLE}
     ahead = min(took, key=took.get)

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gradkit import tree
+
 PyTree = Any
 
 
