@@ -15,7 +15,6 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-import statistics
 import sys
 from typing import Any
 
@@ -166,10 +165,12 @@ def main():
         calls = {owner: functools.partial(run, 1) for owner, (_, run, _) in best.items()}
         time = medians(calls, rounds=7, calls=1)
         for owner, (number, run, compiling) in best.items():
-            losses = [float(run(seed)) for seed in range(1, SEEDS + 1)]
-            error = statistics.stdev(losses) / SEEDS**0.5
+            losses = np.array([float(run(seed)) for seed in range(1, SEEDS + 1)])
+            ended = losses[np.isfinite(losses)]
+            error = ended.std(ddof=1) / len(ended) ** 0.5 if len(ended) > 1 else np.nan
+            lost = f", {SEEDS - len(ended)} not finite" if len(ended) < SEEDS else ""
             print(
-                f"| {name} | {owner} | {number:g} | {statistics.fmean(losses):.4f} ± {error:.4f} | "
+                f"| {name} | {owner} | {number:g} | {ended.mean():.4f} ± {error:.4f}{lost} | "
                 f"{1e3 * time[owner] / count:.2f} ms | {time[owner] / time['somax']:.2f} | "
                 f"{compiling:.1f} s |",
                 flush=True,
