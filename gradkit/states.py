@@ -255,35 +255,40 @@ def state_shardings(tx: optax.GradientTransformation, params: PyTree) -> PyTree:
     if isinstance(anywhere, jax.sharding.NamedSharding):
         anywhere = jax.sharding.NamedSharding(anywhere.mesh, jax.sharding.PartitionSpec())
 
-    of = like_parameters(params)
+    of = parameter_of(params)
 
     def sharding(path, leaf):
-        parameter = of(path, leaf.shape)
-        if parameter is not None:
-            return parameter.sharding
-        stacked = of(path, leaf.shape[1:]) if leaf.ndim else None
-        given = getattr(stacked, "sharding", None)
-        if not isinstance(given, jax.sharding.NamedSharding):
-            return anywhere
-        spec = jax.sharding.PartitionSpec(None, *given.spec)
-        return jax.sharding.NamedSharding(given.mesh, spec)
+        field = path[:-1] if path and isinstance(path[-1], GetAttrKey) else path
+        for p, whole in ((of(path), True), (of(field), False)):
+            if p is None:
+                continue
+            if leaf.shape == p.shape:
+                return p.sharding
+            if not isinstance(p.sharding, jax.sharding.NamedSharding):
+                continue
+            spec = (*p.sharding.spec, *[None] * (p.ndim - len(p.sharding.spec)))
+            if whole and leaf.shape[1:] == p.shape:
+                return _named(p, None, *spec)
+            if not whole and leaf.ndim and leaf.shape[:-1] == p.shape[:-1]:
+                return _named(p, *spec[:-1], None)  # the scales of blocks of the last axis
+        return anywhere
 
     return jax.tree_util.tree_map_with_path(sharding, jax.eval_shape(tx.init, params))
 
 
-def like_parameters(params: PyTree) -> Callable[[KeyPath, tuple[int, ...]], Any]:
-    """Returns the function (path, shape) of a state's leaf -> its parameter, or None.
+def _named(p: Any, *spec: Any) -> jax.sharding.NamedSharding:
+    return jax.sharding.NamedSharding(p.sharding.mesh, jax.sharding.PartitionSpec(*spec))
 
-    The leaf has the parameter's shape, and its path ends in that of the parameter, but for one more
-    field if need be.
+
+def parameter_of(params: PyTree) -> Callable[[KeyPath], Any]:
+    """Returns the function of the path of a state's leaf -> the parameter in whose path it ends.
+
+    The longest such, or None.
     """
-    known = {
-        (path, jnp.shape(leaf)): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    }
+    known = dict(jax.tree_util.tree_leaves_with_path(params))
 
-    def parameter(path, shape):
-        ends = (path[start:end] for end in (len(path), len(path) - 1) for start in range(end + 1))
-        found = (known.get((place, shape)) for place in ends)
+    def parameter(path):
+        found = (known.get(path[start:]) for start in range(len(path) + 1))
         return next((leaf for leaf in found if leaf is not None), None)
 
     return parameter

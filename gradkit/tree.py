@@ -116,12 +116,24 @@ def type_sharding(x: Any, leading: int = 0) -> jax.sharding.NamedSharding | None
     return jax.sharding.NamedSharding(given.mesh, spec)
 
 
-def gathered(x: jax.Array) -> jax.Array:
-    """Returns x whole on every device, as in Explicit mode an operation may need it."""
+def gathered(x: jax.Array, *axes: int) -> jax.Array:
+    """Returns x with these axes whole on every device, or all, where Explicit mode asks for it."""
     given = type_sharding(x)
     if given is None:
         return x
-    return jax.reshard(x, jax.sharding.NamedSharding(given.mesh, jax.sharding.PartitionSpec()))
+    whole = {axis % x.ndim for axis in axes or range(x.ndim)}
+    spec = (None if axis in whole else name for axis, name in enumerate(given.spec))
+    kept = jax.sharding.PartitionSpec(*spec)
+    return jax.reshard(x, jax.sharding.NamedSharding(given.mesh, kept))
+
+
+def shards(x: Any, axis: int) -> int:
+    """Returns over how many devices the type of x says that an axis is split."""
+    given = type_sharding(x)
+    names = None if given is None else given.spec[axis]
+    if names is None or given is None:
+        return 1
+    return math.prod(given.mesh.shape[n] for n in ((names,) if isinstance(names, str) else names))
 
 
 def spread(x: jax.Array, like: Any) -> jax.Array:

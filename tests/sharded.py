@@ -28,7 +28,9 @@ WRAPPED = {
     "clip_by_global_norm": lambda: gk.chain(gk.clip_by_global_norm(0.1), gk.adamw(0.1)),
     "lookahead": lambda: gk.lookahead(gk.adam(0.1)),
     "low_precision, bfloat16": lambda: gk.low_precision(gk.adam(0.1), min_size=8),
-    "low_precision, int8": lambda: gk.low_precision(gk.adam(0.1), jnp.int8, min_size=8),
+    "low_precision, int8": lambda: gk.low_precision(
+        gk.adam(0.1), jnp.int8, block_size=4, min_size=8
+    ),
     "master_weights": lambda: gk.master_weights(gk.adam(0.1)),
     "scale_by_sharpness": lambda: gk.scale_by_sharpness(0.5, every=2),
     "sharpness_aware": lambda: gk.sharpness_aware(gk.adam(0.1)),
@@ -105,7 +107,9 @@ def optimizers(mesh):
         yield from misplaced(f"{name}: parameters", params, put)
         yield from misplaced(f"{name}: state", state, shardings)
         yield from apart(name, params, expected)
-        gathers = sorted(set(re.findall(r"(\w+\[[\d,]+\])\S* all-gather", compiled.as_text())))
+        found = set(re.findall(r"\w+\[([\d,]+)\]\S* all-gather", compiled.as_text()))
+        shapes = [tuple(map(int, shape.split(","))) for shape in found]
+        gathers = [shape for shape in shapes if np.prod(shape) >= SHAPES["b"][0]]
         if bool(gathers) != (name in WHOLE):
             yield f"{name}: gathers {gathers}"
 

@@ -17,11 +17,8 @@ SCRIPT = Path(__file__).with_name("sharded.py")
 @pytest.mark.parametrize("mode", ["Auto", "Explicit"])
 def test_it_is_as_on_one_device(mode, part):
     """Devices must be asked for before JAX is imported."""
-    virtual = {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-        "JAX_ENABLE_X64": "1",
-    }
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+    virtual = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": "1"}
     done = subprocess.run(
         [sys.executable, "-W", "error", str(SCRIPT), mode, part],
         env={**os.environ, **virtual},

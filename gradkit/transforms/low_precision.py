@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 
 from gradkit import tree
 from gradkit.core import needs_count
-from gradkit.states import like_parameters
+from gradkit.states import parameter_of
 from gradkit.transforms.link import Link, as_link, link
 from gradkit.tree import wide
 
@@ -53,8 +53,8 @@ def low_precision(
     Gupta et al. (2015), "Deep learning with limited numerical precision", section 3, for rounding.
     Differs: levels are fourth roots, computed, where theirs are a table; in each decade from the
     largest on there are as many, or nearly: 56, 31, 18, 10, 6, 3, 2, 1 against 64, 32, 16 and so
-    on. Blocks are along the last axis, so that they are sharded as a leaf is. Random bits are a
-    hash of the step and the position, so that a run repeats itself.
+    on. Blocks are along the last axis, equal, and a power of two in number, so that they are split
+    as a sharded leaf is. Random bits are a hash of the step and the position: a run repeats itself.
 
     Cost: 2 bytes a number, or 1 and 4 a block, where float32 takes 4: Adam's state is 4 or 2.03
     bytes a parameter. A few operations a number each way, which XLA fuses into the update.
@@ -62,7 +62,7 @@ def low_precision(
     Args:
         inner: a transformation of gradkit or optax.
         dtype: bfloat16 or int8.
-        block_size: numbers with a scale of their own, of int8.
+        block_size: numbers with a scale of their own, of int8, at most.
         min_size: leaves of fewer numbers stay as they are.
 
     Raises:
@@ -76,13 +76,14 @@ def low_precision(
     part = as_link(inner)
 
     def packed(state, params, step):
-        known = like_parameters(params)
+        of = parameter_of(params)
         drawn = jax.random.fold_in(jax.random.key(0), step)
         paths, structure = jax.tree_util.tree_flatten_with_path(state)
 
         def leaf(number, path, x):
             large = jnp.issubdtype(jnp.result_type(x), jnp.floating) and x.size >= min_size
-            if not large or known(path, jnp.shape(x)) is None:
+            parameter = of(path)
+            if not large or parameter is None or jnp.shape(parameter) != jnp.shape(x):
                 return x
             if kind == jnp.int8:
                 return quantized(x, block_size)
@@ -110,7 +111,8 @@ def quantized(x: jax.Array, block_size: int) -> Packed:
     share = jnp.abs(blocks) / jnp.where(scales == 0, 1, scales)[..., None]
     level = jnp.round(LEVELS * jnp.sqrt(jnp.sqrt(share)))
     codes = jnp.sign(blocks) * jnp.maximum(level, 1)  # zero of zero alone
-    return Packed(_whole_axis(codes, x.shape).astype(jnp.int8), scales)
+    codes = tree.spread(_whole_axis(codes, x.shape).astype(jnp.int8), x)
+    return Packed(codes, tree.gathered(scales, -1))
 
 
 def unpacked(x: Packed, block_size: int) -> jax.Array:
@@ -120,7 +122,8 @@ def unpacked(x: Packed, block_size: int) -> jax.Array:
         return codes
     blocks = _blocks(codes, block_size)
     share = (blocks / LEVELS) ** 2
-    return _whole_axis(jnp.sign(blocks) * x.scales[..., None] * share * share, codes.shape)
+    numbers = jnp.sign(blocks) * x.scales[..., None] * share * share
+    return tree.spread(_whole_axis(numbers, codes.shape), codes)
 
 
 def randomly_rounded(x: jax.Array, key: jax.Array) -> jax.Array:
@@ -136,11 +139,17 @@ def _whole(x: Any) -> bool:
 
 
 def _blocks(x: jax.Array, size: int) -> jax.Array:
-    """The blocks of the last axis, the last one padded: (..., blocks, size)."""
+    """Equal blocks of the last axis, padded with zeros: (..., blocks, width).
+
+    Their number is a power of two, so that a sharded axis is split between them where it can be.
+    """
     x = jnp.atleast_1d(x)
-    width = min(size, x.shape[-1])
-    count = -(-x.shape[-1] // width)
-    x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, count * width - x.shape[-1])])
+    n = x.shape[-1]
+    count = 1 << (-(-n // size) - 1).bit_length()
+    width = -(-n // count)
+    if n % count or count % tree.shards(x, -1):
+        x = tree.gathered(x, -1)
+    x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, count * width - n)])
     return jnp.reshape(x, (*x.shape[:-1], count, width))
 
 
