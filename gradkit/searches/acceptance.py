@@ -9,8 +9,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gradkit import tree
-
 PyTree = Any
 
 
@@ -143,7 +141,11 @@ def until_accepted(
         return Found(best, best_rho, accepted, found.trials + 1, control), done
 
     shapes = jax.eval_shape(attempt, control)
-    blank = tree.zeros(shapes)
+
+    def zeros(x):
+        return jnp.zeros(x.shape, x.dtype, out_sharding=x.sharding)
+
+    blank = jax.tree.map(zeros, shapes)
     none = jnp.zeros((), jnp.int32)
     start = Found(blank, jnp.zeros_like(blank.reduction), jnp.zeros((), bool), none, control)
     return jax.lax.while_loop(go_on, advance, (start, ~usable))[0]
