@@ -185,7 +185,8 @@ def drawn(
         if cost == "seconds":
             axes.set_xscale("log")
             axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_yscale("linear" if name_of.endswith("accuracy") else "log")
+        heights = np.concatenate([line.get_ydata() for line in axes.lines])
+        axes.set_yscale("log" if heights.max() > 10 * heights.min() > 0 else "linear")
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=8, columnspacing=1)
     return figure
