@@ -46,6 +46,7 @@ class Race(NamedTuple):
     Attributes:
         config: its file. methods: by name. figure: by which the best is chosen, at seed 0.
         grid: the numbers. seeds: how many, of which 0 is that of the choice.
+        words: what else every command line has.
     """
 
     config: str
@@ -53,13 +54,14 @@ class Race(NamedTuple):
     figure: str
     grid: Sequence[float]
     seeds: int = 5
+    words: str = ""
 
-    def commands(self, out: Path, words: str = "") -> Iterator[str]:
+    def commands(self, out: Path) -> Iterator[str]:
         """The command lines, those of a choice before those that need it."""
         for name, method in self.methods.items():
             optimizer = shlex.quote(f"optimizer={json.dumps(method.optimizer)}")
             begin = " ".join(
-                filter(None, (f"gradkit sweep {self.config}", words, method.words, optimizer))
+                filter(None, (f"gradkit sweep {self.config}", self.words, method.words, optimizer))
             )
             if method.tuned is None:
                 yield f"{begin} seed=0:{self.seeds} --out {out}/{name}/seeds"

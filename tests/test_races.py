@@ -53,11 +53,13 @@ def test_a_race_tunes_each_method_and_goes_on_with_what_was_best(monkeypatch):
         "adam": races.Method(chain, "batch_size=5", "1.learning_rate.warmup_cosine.peak"),
         "lbfgs": races.Method({"name": "lbfgs"}, tuned=None),
     }
-    race = races.Race("configs/x.yaml", methods, "train_loss", (0.1, 0.2), seeds=3)
+    race = races.Race(
+        "configs/x.yaml", methods, "train_loss", (0.1, 0.2), seeds=3, words="epochs=2"
+    )
     monkeypatch.setattr(compare, "best", lambda *given: SimpleNamespace(path=Path("run")))
     best = [chain[0], {"name": "adam", "learning_rate": {"warmup_cosine": {"peak": 0.2}}}]
     monkeypatch.setattr(races, "values_in", lambda path: {"optimizer": best})
-    tuning, seeds, lbfgs = map(shlex.split, race.commands(Path("out"), "epochs=2"))
+    tuning, seeds, lbfgs = map(shlex.split, race.commands(Path("out")))
     assert tuning[:5] == ["gradkit", "sweep", "configs/x.yaml", "epochs=2", "batch_size=5"]
     assert tuning[6:] == [
         "optimizer.1.learning_rate.warmup_cosine.peak=0.1,0.2", "--out", "out/adam/tuning",

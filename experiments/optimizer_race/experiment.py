@@ -67,7 +67,7 @@ def race():
     }
     data = "data.source=digits data.examples=1400" if digits else ""
     grid = (0.001, 0.004, 0.016, 0.064, 0.256)
-    return Race("configs/optimizer_race.yaml", methods, LOSS, grid), data
+    return Race("configs/optimizer_race.yaml", methods, LOSS, grid, words=data)
 
 
 FEW_UPDATES = ("newton_cg", "hessian_free", "soap_model", "lbfgs")
@@ -76,8 +76,7 @@ LIGHT = ("soap", "shampoo", "adahessian", "sophia")  # curvature at the price of
 
 def commands(out):
     """The command lines, one after the other."""
-    contest, data = race()
-    yield from contest.commands(out, data)
+    yield from race().commands(out)
 
 
 def steps_to(found):
@@ -87,7 +86,7 @@ def steps_to(found):
 
 def judge(out):
     """Compares the ends after equal work, with their standard errors, and the steps to a loss."""
-    contest, _ = race()
+    contest = race()
     found = contest.curves(out)
     ends = {name: races.at(each, "passes", PASSES, LOSS) for name, each in found.items()}
     mean = {name: Mean.of(e) for name, e in ends.items()}
@@ -119,7 +118,7 @@ def judge(out):
 
 def draw(out):
     """Loss against passes and seconds, accuracy against passes."""
-    found = race()[0].curves(out)
+    found = race().curves(out)
     panels = (
         ("passes", LOSS, "passes over the data", "training loss [nats]"),
         ("seconds", LOSS, "seconds of training", "training loss [nats]"),
