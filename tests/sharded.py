@@ -136,7 +136,7 @@ def spectra(mesh):
         "critical_point": lambda *at: (
             gk.critical_point(operator(*at), jax.grad(loss)(*at), key=KEY).gradient_norm
         ),
-        "minimize": lambda *at: gk.minimize(lambda q: loss(q, at[1]), at[0], tol=1e-10).params,
+        "minimize": lambda *at: gk.minimize(lambda q: loss(q, at[1]), at[0], tol=1e-8).value,
     }
     for name, quantity in quantities.items():
         expected = quantity(begun(), scales())
