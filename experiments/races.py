@@ -197,3 +197,16 @@ def drawn(
 def after(cost: float, form: str = ",.0f") -> str:
     """A median cost to a level, as text."""
     return f"after {cost:{form}}" if np.isfinite(cost) else "not there"
+
+
+def ahead(found: dict[str, list[Curve]], names: Sequence[str], figure: str) -> tuple[str, Mean]:
+    """Which of some methods saves most of AdamW's steps, and how many times fewer it takes."""
+    steps = {name: Mean.of(saved(found, name, "steps", figure)) for name in names}
+    name = max(steps, key=lambda name: steps[name].value)
+    return name, steps[name]
+
+
+def headed(figure: Figure, text: str) -> Figure:
+    """The figure with what it shows above it."""
+    figure.suptitle(text, x=0.01, ha="left", fontsize=10)
+    return figure

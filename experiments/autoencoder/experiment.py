@@ -96,9 +96,8 @@ def draw(out):
     figure = races.drawn(found, panels, ("newton_cg", "hessian_free"), (SMALL,), ("passes", LONG))
     took = passes_to(found, LEVELS[-1])
     others = ", ".join(n for n in FIRST if np.isinf(took[n]))
-    figure.suptitle(
+    return races.headed(
+        figure,
         f"hessian_free is at {LEVELS[-1]} after {took['hessian_free']:,.0f} passes, adam after "
         f"{took['adam']:,.0f}; {others} not within {LONG:,}",
-        x=0.01, ha="left", fontsize=10,
-    )  # fmt: skip
-    return figure
+    )

@@ -49,14 +49,13 @@ commands = RACE.commands
 def judge(out):
     """Compares the steps to AdamW's last loss."""
     found = RACE.curves(out)
-    steps = {name: Mean.of(races.saved(found, name, "steps", LOSS)) for name in BOTH}
-    ahead = max(steps, key=lambda name: steps[name].value)
+    ahead, steps = races.ahead(found, BOTH, LOSS)
     ends = {name: [run[LOSS][-1] for run in each] for name, each in found.items()}
     right = {name: Mean.of([run["test_accuracy"][-1] for run in e]) for name, e in found.items()}
     return (
-        f"{ahead} needs 1/{steps[ahead].value:.2f} ± {steps[ahead].stderr:.2f} of AdamW's steps; "
+        f"{ahead} needs 1/{steps.value:.2f} ± {steps.stderr:.2f} of AdamW's steps; "
         f"training loss at the end: {races.ranked(ends, '.1e')}",
-        steps[ahead].value - steps[ahead].stderr >= 1.3,
+        steps.value - steps.stderr >= 1.3,
         "To the loss at which AdamW ends, of its gradients: "
         + races.shares(found, "gradients", LOSS)
         + "; of its seconds: "
@@ -73,10 +72,8 @@ def draw(out):
     kinds = {"steps": "steps", "passes": "passes over the data", "seconds": "seconds of training"}
     panels = [(cost, LOSS, label, "training loss [nats]") for cost, label in kinds.items()]
     figure = races.drawn(found, panels, LIGHT, SOLVING, ("passes", 15))
-    steps = {name: races.saved(found, name, "steps", LOSS).mean() for name in BOTH}
-    ahead = max(steps, key=steps.get)
-    figure.suptitle(
-        f"{ahead} comes to AdamW's last loss in 1/{steps[ahead]:.2f} of its steps",
-        x=0.01, ha="left", fontsize=10,
-    )  # fmt: skip
-    return figure
+    ahead, steps = races.ahead(found, BOTH, LOSS)
+    return races.headed(
+        figure,
+        f"{ahead} comes to AdamW's last loss in 1/{steps.value:.2f} of its steps",
+    )

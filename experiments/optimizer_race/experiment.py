@@ -129,9 +129,8 @@ def draw(out):
     ends = {n: races.at(each, "passes", PASSES, LOSS).mean() for n, each in found.items()}
     steps = steps_to(found)
     first, fewest = min(ends, key=ends.get), min(steps, key=steps.get)
-    figure.suptitle(
+    return races.headed(
+        figure,
         f"For {PASSES} passes {first} leads; {fewest} takes the fewest updates to {LEVEL}: "
         f"{steps[fewest]:,.0f} against {steps[first]:,.0f}",
-        x=0.01, ha="left", fontsize=10,
-    )  # fmt: skip
-    return figure
+    )

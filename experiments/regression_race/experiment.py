@@ -84,8 +84,7 @@ def draw(out):
     name, goal = first_order(found)
     took = {n: np.median(races.needed(found[n], "passes", LOSS, goal)) for n in WHOLE}
     ahead = min(took, key=took.get)
-    figure.suptitle(
+    return races.headed(
+        figure,
         f"{ahead} is after {took[ahead]:.0f} passes where {name} is after {PASSES}",
-        x=0.01, ha="left", fontsize=10,
-    )  # fmt: skip
-    return figure
+    )

@@ -9,8 +9,6 @@ clipped to a norm of 1, and a decay of 0.1 where they decay. All else is at its 
 import races
 from races import Method, Race
 
-from gradkit.runner.rows import Mean
-
 REFERENCE = (
     "SOAP or Shampoo needs at most 1/1.3 of the steps that tuned AdamW needs to the same loss "
     "(Vyas et al. 2025 report 40 % fewer steps on language models)"
@@ -49,13 +47,12 @@ commands = RACE.commands
 def judge(out):
     """Compares the steps to AdamW's last loss."""
     found = RACE.curves(out)
-    steps = {name: Mean.of(races.saved(found, name, "steps", LOSS)) for name in BOTH}
-    ahead = max(steps, key=lambda name: steps[name].value)
+    ahead, steps = races.ahead(found, BOTH, LOSS)
     ends = {name: [run[LOSS][-1] for run in each] for name, each in found.items()}
     return (
-        f"{ahead} needs 1/{steps[ahead].value:.2f} ± {steps[ahead].stderr:.2f} of AdamW's steps; "
+        f"{ahead} needs 1/{steps.value:.2f} ± {steps.stderr:.2f} of AdamW's steps; "
         f"test loss after {STEPS} steps: {races.ranked(ends)}",
-        steps[ahead].value - steps[ahead].stderr >= 1.3,
+        steps.value - steps.stderr >= 1.3,
         "To the loss at which AdamW ends, of its gradients: "
         + races.shares(found, "gradients", LOSS)
         + "; of its seconds: "
@@ -71,10 +68,8 @@ def draw(out):
     kinds = {"steps": "steps", "gradients": "gradients", "seconds": "seconds of training"}
     panels = [(cost, LOSS, label, "test loss [nats]") for cost, label in kinds.items()]
     figure = races.drawn(found, panels, CURVED)
-    steps = {name: races.saved(found, name, "steps", LOSS).mean() for name in BOTH}
-    ahead = max(steps, key=steps.get)
-    figure.suptitle(
-        f"{ahead} comes to AdamW's last loss in 1/{steps[ahead]:.2f} of its steps",
-        x=0.01, ha="left", fontsize=10,
-    )  # fmt: skip
-    return figure
+    ahead, steps = races.ahead(found, BOTH, LOSS)
+    return races.headed(
+        figure,
+        f"{ahead} comes to AdamW's last loss in 1/{steps.value:.2f} of its steps",
+    )

@@ -13,6 +13,7 @@ from gradkit import tree
 from gradkit.core import needs_count
 from gradkit.states import parameter_of
 from gradkit.transforms.link import Link, as_link, link
+from gradkit.transforms.precision import cut_off
 from gradkit.tree import wide
 
 PyTree = Any
@@ -128,9 +129,7 @@ def unpacked(x: Packed, block_size: int) -> jax.Array:
 
 def randomly_rounded(x: jax.Array, key: jax.Array) -> jax.Array:
     """Returns x in bfloat16, rounded up or down at random, right in the mean."""
-    noise = tree.random_bits(key, x) >> 16
-    bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32) + noise
-    cut = jax.lax.bitcast_convert_type(bits & jnp.uint32(0xFFFF0000), jnp.float32)
+    cut = cut_off(x.astype(jnp.float32), tree.random_bits(key, x) >> 16)
     return jnp.where(jnp.isfinite(x), cut, x).astype(jnp.bfloat16)
 
 

@@ -90,11 +90,15 @@ def stochastic_rounding(key: jax.Array | int = 0) -> Link:
                 raise TypeError("stochastic_rounding: expected bfloat16 or float32, got float16")
             if p.dtype != jnp.bfloat16:
                 return u
-            bits = jax.lax.bitcast_convert_type(wide(p) + wide(u), jnp.uint32)
-            bits += jax.random.bits(key, p.shape, jnp.uint16).astype(jnp.uint32)
-            cut = jax.lax.bitcast_convert_type(bits & jnp.uint32(0xFFFF0000), jnp.float32)
-            return cut - wide(p)
+            noise = jax.random.bits(key, p.shape, jnp.uint16).astype(jnp.uint32)
+            return cut_off(wide(p) + wide(u), noise) - wide(p)
 
         return jax.tree.map(leaf, updates, params, keys), state
 
     return link(None, update, cast=tree.as_they_are)
+
+
+def cut_off(x: jax.Array, noise: jax.Array) -> jax.Array:
+    """Returns float32 numbers cut off to bfloat16's, once 16 bits of noise are added below."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + noise
+    return jax.lax.bitcast_convert_type(bits & jnp.uint32(0xFFFF0000), jnp.float32)
