@@ -17,12 +17,13 @@ ROOT = Path(gk.__file__).parent
 # Which rooms a room may import besides itself; every module belongs to one.
 MAY_IMPORT = {
     "files": set(),
+    "processes": set(),
     "tree": set(),
     "operators": {"tree"},
     "states": {"tree"},
     "searches": set(),
     "core": {"operators", "tree"},
-    "krylov": {"operators", "tree", "files"},
+    "krylov": {"operators", "tree", "files", "processes"},
     "curvature": {"core", "operators", "tree"},
     "transforms": {"core", "searches", "states", "operators", "tree"},
     "spectra": {"krylov", "operators", "tree"},
@@ -33,7 +34,7 @@ MAY_IMPORT = {
     },
     "runner": {
         *("minimization", "optimizers", "transforms", "spectra", "curvature", "krylov"),
-        *("core", "states", "operators", "tree", "files"),
+        *("core", "states", "operators", "tree", "files", "processes"),
     },
     "report": {"runner"},
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import io
 import os
 import shutil
 import time
@@ -18,6 +19,7 @@ import numpy as np
 from gradkit import tree
 from gradkit.files import replacing
 from gradkit.krylov.drivers import Drive, Step, Until, on_host, operators
+from gradkit.processes import by_first, first
 
 PyTree = Any
 
@@ -43,8 +45,9 @@ class Resumable:
         file = self.path / f"stage-{self.stage:03d}.npz"
         self.stage += 1
         origin = _origin(A, state)
-        if file.exists():
-            state = _restored(file, state, origin)
+        kept = by_first(lambda: file.read_bytes() if file.exists() else None)
+        if kept is not None:
+            state = _restored(file, kept, state, origin)
         saved = time.monotonic()
 
         def keep(state):
@@ -130,14 +133,16 @@ def _arrays(state: PyTree) -> dict[str, np.ndarray]:
 
 
 def _save(file: Path, state: PyTree, origin: dict[str, np.ndarray]) -> None:
+    if not first():
+        return
     arrays: dict[str, Any] = origin | _arrays(state)
     with replacing(file) as opened:
         np.savez(opened, **arrays)
 
 
-def _restored(file: Path, state: PyTree, origin: dict[str, np.ndarray]) -> PyTree:
+def _restored(file: Path, kept: bytes, state: PyTree, origin: dict[str, np.ndarray]) -> PyTree:
     try:
-        with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as saved:
+        with np.load(io.BytesIO(kept), allow_pickle=False) as saved:
             found = {name: saved[name] for name in saved.files}
     except Exception as error:  # zip, zlib and numpy each have their own for a damaged file
         raise ValueError(

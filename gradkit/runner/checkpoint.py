@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gradkit.processes import by_first, first
 from gradkit.runner import record
 from gradkit.runner.errors import UserError
 from gradkit.runner.guard import remove_whole
@@ -39,6 +40,8 @@ STRUCTURE = "structure.json"
 def save(folder: Path, step: int, state: PyTree, **meta: Any) -> None:
     """Writes the state after `step` steps; a checkpoint already there is replaced.
 
+    Of several processes all call this, with one folder that all of them see.
+
     Args:
         folder: the run's `checkpoints` folder.
         step: names the checkpoint.
@@ -50,19 +53,28 @@ def save(folder: Path, step: int, state: PyTree, **meta: Any) -> None:
     """
     final = _place(folder, step)
     draft = final.with_name(f".{final.name}.tmp")
-    shutil.rmtree(draft, ignore_errors=True)
-    try:
+
+    def begin():
+        shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
-        _write(draft, step, state, meta)
+
+    def end():
+        _describe(draft, step, state, meta)
         if final.exists():
             remove_whole(final)
         os.replace(draft, final)
+
+    try:
+        by_first(begin)
+        _write(draft, state)
+        by_first(end)
     except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
+        if first():
+            shutil.rmtree(draft, ignore_errors=True)
         raise
 
 
-def _write(draft: Path, step: int, state: PyTree, meta: dict[str, Any]) -> None:
+def _write(draft: Path, state: PyTree) -> None:
     try:
         with quiet_orbax() as orbax, _late_writes():
             orbax.save((draft / "arrays").absolute(), _stored(state))
@@ -71,6 +83,9 @@ def _write(draft: Path, step: int, state: PyTree, meta: dict[str, Any]) -> None:
             number = int(code[1])
             raise OSError(number, os.strerror(number), str(draft)) from error
         raise
+
+
+def _describe(draft: Path, step: int, state: PyTree, meta: dict[str, Any]) -> None:
     structure = {
         "step": step,
         "leaves": [_description(path, leaf) for path, leaf in _leaves(state)],

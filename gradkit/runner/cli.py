@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradkit import __version__
-from gradkit.runner import endings, signals, spectrum_options
+from gradkit.runner import endings, peers, signals, spectrum_options
 from gradkit.runner.endings import fail, signaled
 from gradkit.runner.errors import UserError
 
@@ -31,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     was cut while compiling.
     """
     status = _status(sys.argv[1:] if arguments is None else arguments)
-    if status > 128 and arguments is None:
+    cut = status > 128 or (status > 1 and not peers.alone())  # others may wait no longer
+    if cut and arguments is None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
@@ -41,6 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _status(arguments: Sequence[str]) -> int:
     parsed = _parse(arguments)
     try:
+        if "processes" in parsed and (asked := peers.asked_for(parsed)).several:
+            if peers.alone():
+                return peers.look_after(arguments, asked)
+            peers.end_with_parent()
         with signals.stoppable():
             status = parsed.action(parsed, arguments)
         sys.stdout.flush()
@@ -105,6 +110,7 @@ def _add_training(commands: Any) -> None:
     run.add_argument(
         "--dry-run", action="store_true", help="print the config and where each value comes from"
     )
+    peers.add(run)
     run.set_defaults(action=_run, parser=run)
 
     check = commands.add_parser("check", help="read config files and report every mistake")
@@ -173,7 +179,7 @@ def _run(parsed: argparse.Namespace, arguments: Sequence[str]) -> int:
 
     file, *overrides = parsed.words
     config, document = resolved(file, overrides)
-    folder = Path(parsed.out or Path("runs") / config.name)
+    folder, asked = Path(parsed.out or Path("runs") / config.name), peers.asked_for(parsed)
     if parsed.dry_run:
         there = ", which exists already: name another with --out" if folder.exists() else ""
         print(f"# would train into {folder}{there}\n{explained(config, document)}", end="")
@@ -181,8 +187,11 @@ def _run(parsed: argparse.Namespace, arguments: Sequence[str]) -> int:
 
     def begin() -> int:
         from gradkit.runner import train
+        from gradkit.runner.devices import joined
 
-        return _ended(folder, train.begin(config, folder, command=["gradkit", *arguments]))
+        workshop = train.Workshop(joined(asked))
+        summary = train.begin(config, folder, ["gradkit", *arguments], workshop)
+        return _ended(folder, summary, asked)
 
     return endings.resumable(folder, begin)
 
@@ -198,10 +207,11 @@ def _resume(parsed: argparse.Namespace) -> int:
         raise UserError(
             f"--resume goes on with the run's own config: drop {' '.join(parsed.words)}"
         )
-    return endings.resumable(Path(parsed.resume), lambda: _go_on(Path(parsed.resume)))
+    asked = peers.asked_for(parsed)
+    return endings.resumable(Path(parsed.resume), lambda: _go_on(Path(parsed.resume), asked))
 
 
-def _go_on(folder: Path) -> int:
+def _go_on(folder: Path, asked: peers.Peers) -> int:
     from gradkit.runner import guard, record
 
     if guard.unbegun(folder):
@@ -213,10 +223,11 @@ def _go_on(folder: Path) -> int:
     page = folder / "report.html"
     if run.summary is None:
         from gradkit.runner import train
+        from gradkit.runner.devices import joined
 
-        return _ended(folder, train.resume(run))
+        return _ended(folder, train.resume(run, joined(asked)), asked)
     if not page.exists():  # killed before it was written
-        return _ended(folder, run.summary)
+        return _ended(folder, run.summary, asked)
     print(f"{folder} has ended, and nothing is left to do:")
     return endings.tell(page, run.summary)
 
@@ -250,7 +261,7 @@ def _sweep(parsed: argparse.Namespace, arguments: Sequence[str]) -> int:
         sweep.run(
             points,
             lambda line: print(line, file=sys.stderr),
-            begin=lambda config, folder: train.begin(config, folder, command, workshop),
+            begin=lambda config, folder: train.begin(config, folder, command, workshop, brief=True),
             resume=train.resume,
             together=_together(command) if parsed.vmap else None,
         )
@@ -292,10 +303,12 @@ def _print_table(rows: Sequence[Row]) -> None:
         print(words)
 
 
-def _ended(folder: Path, summary: dict[str, Any]) -> int:
-    """Reports on a run and tells its end."""
+def _ended(folder: Path, summary: dict[str, Any], asked: peers.Peers) -> int:
+    """Reports on a run and tells its end, in the first process."""
     from gradkit.runner import guard
 
+    if asked.number:
+        return endings.status(summary)
     with guard.alone(folder):
         guard.remove_drafts(folder, folder / "plots")
         page = _write_report(folder)

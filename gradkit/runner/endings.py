@@ -24,9 +24,18 @@ def resumable(folder: Path, work: Callable[[], int]) -> int:
         message, status = "interrupted", signaled(error)
     except OSError as error:  # a full disk
         message, status = refusal(error), 2
+    except Exception as error:
+        if not _lost(error):
+            raise
+        message, status = "another process of this run has died or was stopped", 2
     begun = (folder / "config.yaml").is_file()  # without the imports that may have been cut
     words = f"; go on by gradkit run --resume {shlex.quote(str(folder))}" if begun else ""
     return fail(f"{message}{words}", status)
+
+
+def _lost(error: Exception) -> bool:
+    """Whether an error of JAX says that another process is gone."""
+    return any(word in str(error) for word in ("Gloo", "NCCL", "CoordinationService"))
 
 
 def signaled(error: KeyboardInterrupt) -> int:
@@ -39,13 +48,18 @@ def refusal(error: OSError) -> str:
     return f"{error.filename or 'the system refuses'}: {error.strerror or error}"
 
 
+def status(summary: dict[str, Any]) -> int:
+    """The exit status of a run that has ended."""
+    return 1 if summary["status"] == "diverged" else 0
+
+
 def tell(page: Path, summary: dict[str, Any]) -> int:
     """Says how a run has ended and returns the exit status."""
-    if summary["status"] == "diverged":
+    if status(summary):
         return fail(
             f"the loss became NaN or infinite by step {summary['steps']}. Lower "
             f"optimizer.learning_rate or clip the gradient; what happened is in {page}",
-            status=1,
+            status(summary),
         )
     names = [key for key, end in summary.items() if key.startswith("test_") and end is not None]
     names.sort(key=lambda name: "accuracy" not in name)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from gradkit.processes import by_first, first
 from gradkit.runner import checkpoint, record
 from gradkit.runner.loggers import Loggers
 from gradkit.runner.progress import Progress
@@ -17,12 +18,12 @@ from gradkit.runner.training import Training
 
 @dataclasses.dataclass(frozen=True)
 class Kept:
-    """A training and its run folder.
+    """A training and its run folder, in which the first process writes for all.
 
     Attributes:
         training: the run.
         folder: its folder, which has its config already.
-        loggers: what else is told of its metrics.
+        loggers: what else is told of its metrics, by the first process.
     """
 
     training: Training
@@ -33,7 +34,8 @@ class Kept:
     @contextlib.contextmanager
     def open(cls, training: Training, folder: Path) -> Iterator[Kept]:
         """Opens the run's loggers for as long as it is trained."""
-        loggers = Loggers(training.setting.config.log_to, folder, training.step)
+        names = training.setting.config.log_to if first() else ()
+        loggers = Loggers(names, folder, training.step)
         try:
             yield cls(training, folder, loggers)
         finally:
@@ -43,12 +45,13 @@ class Kept:
         """Writes the metrics lines of some steps, and the checkpoints that are due after them."""
         training = self.training
         for line, best in lines:
-            record.append_metrics(self.folder / record.METRICS, line)
+            if first():
+                record.append_metrics(self.folder / record.METRICS, line)
             self.loggers.log(line)
             progress.update(line["step"], loss=line["loss"])
             if best:
                 self.save(BEST)
-                checkpoint.keep_only(self.folder / BEST, training.step)
+                by_first(lambda: checkpoint.keep_only(self.folder / BEST, training.step))
         progress.update(training.step)
         wanted = training.due(training.setting.config.checkpoint_every) or not training.goes_on
         if wanted and training.status != "diverged":
@@ -67,6 +70,9 @@ class Kept:
 
     def end(self) -> dict[str, Any]:
         """Writes the summary of a run that has ended, and returns it."""
+        return by_first(self._end)
+
+    def _end(self) -> dict[str, Any]:
         training = self.training
         lines, _ = record.read_metrics(self.folder / record.METRICS)
         final = lines[-1] if training.status == "finished" else {}  # evaluated at the last step

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from gradkit.operators import holds_convolution
 from gradkit.runner import optimizers
 from gradkit.runner.data.augmentation import augmented
 from gradkit.runner.data.batches import Batches
+from gradkit.runner.devices import ONE, Devices
 from gradkit.runner.setting import Setting, State
 
 PyTree = Any
@@ -49,22 +51,28 @@ class Programs:
     seconds: float
 
     def of(self, batches: Batches) -> Programs:
-        """Returns the programs of a run that differs in the order of its examples alone."""
+        """Returns the programs of a run that differs in its seed alone."""
         return dataclasses.replace(self, feed=self.feed.of(batches))
 
 
 class Feed:
-    """The training examples as compiled steps read them: `data[rows[i]]` is the batch of step i.
+    """The training examples as compiled steps read them, with `batch`.
 
     They live on the device where they fit; otherwise those of the next steps are sent there, while
-    the device works on the ones before.
+    the device works on the ones before: to each of several devices its part of each batch.
     """
 
-    def __init__(self, data: dict[str, np.ndarray], batches: Batches, most: int = MOST_STEPS):
-        self.host, self.batches = data, batches
+    def __init__(
+        self,
+        data: dict[str, np.ndarray],
+        batches: Batches,
+        devices: Devices,
+        most: int = MOST_STEPS,
+    ):
+        self.host, self.batches, self.devices = data, batches, devices
         total = sum(array.nbytes for array in data.values())
-        self.resident = total <= RESIDENT or batches.whole
-        self.data = jax.device_put(data) if self.resident else None
+        self.resident = batches.whole or (total <= RESIDENT and devices.mesh is None)
+        self.data = self._read(np.arange(batches.examples)) if self.resident else None
         a_batch = max(1, total * batches.size // batches.examples)
         fit = 2**22 // batches.size if self.resident else STREAMED // a_batch
         self.most = max(1, min(most, fit))
@@ -75,27 +83,43 @@ class Feed:
         other.batches = batches
         return other
 
-    def ahead(self, start: int, count: int) -> tuple[PyTree, jax.Array]:
+    def ahead(self, start: int, count: int) -> tuple[PyTree, np.ndarray]:
         """Returns data and rows for so many steps, at most `self.most`."""
+        none = np.zeros((self.most, 0), np.int32)
         if self.batches.whole:
-            return self.data, jnp.zeros((self.most, 0), jnp.int32)
+            return self.data, none
         rows = np.zeros((self.most, self.batches.size), np.int32)
         rows[:count] = self.batches.rows(start, count)
-        if self.resident:
-            return self.data, jax.device_put(rows)
-        sent = {name: array[rows.reshape(-1)] for name, array in self.host.items()}
-        places = np.arange(rows.size, dtype=np.int32).reshape(rows.shape)
-        return jax.device_put((sent, places))
+        return (self.data, rows) if self.resident else (self._read(rows), none)
+
+    def _read(self, rows: np.ndarray) -> dict[str, jax.Array]:
+        return {name: self.devices.read(array, rows) for name, array in self.host.items()}
+
+    def batch(self, data: PyTree, rows: jax.Array, i: Any) -> dict[str, jax.Array]:
+        """Returns the examples of step i of those that `ahead` has given, in compiled code."""
+        if not self.resident:
+            batch = {name: array[i] for name, array in data.items()}
+        elif self.batches.whole:
+            batch = dict(data)
+        else:
+            batch = {name: array[rows[i]] for name, array in data.items()}
+        return self.devices.exactly(batch, self.batches.size)
 
 
-def compiled(setting: Setting, state: State, keys: jax.Array | None = None) -> Programs:
+def compiled(
+    setting: Setting,
+    state: State,
+    keys: jax.Array | None = None,
+    devices: Devices = ONE,
+) -> Programs:
     """Returns the programs of a run.
 
     Args:
         setting: what the config describes.
-        state: of the run.
+        state: of the run, on each of the devices.
         keys: of several runs at once, which `advance` takes with their states, rows and, where
             they are streamed, data stacked along a new first axis.
+        devices: what the run is trained on.
     """
     start = time.perf_counter()
     update = _update(setting)
@@ -103,9 +127,10 @@ def compiled(setting: Setting, state: State, keys: jax.Array | None = None) -> P
     alone = jax.default_backend() == "cpu" and holds_convolution(
         jax.make_jaxpr(update)(state, setting.key, batch, np.int32(0))
     )
-    feed = Feed(setting.task.data.train, setting.batches, 1 if alone else MOST_STEPS)
-    chunk = _one(setting, update) if alone else _many(setting, update, feed.most)
-    inputs = state, setting.key, *feed.ahead(0, 1), np.int32(0), np.int32(0)
+    feed = Feed(setting.task.data.train, setting.batches, devices, 1 if alone else MOST_STEPS)
+    chunk = _one(setting, update, feed) if alone else _many(setting, update, feed)
+    key = devices.on_each(setting.key)
+    inputs = state, key, *feed.ahead(0, 1), np.int32(0), np.int32(0)
     if keys is not None:
         axes = 0, 0, None if feed.resident else 0, 0, None, None
         chunk = jax.vmap(chunk, axes)
@@ -115,7 +140,9 @@ def compiled(setting: Setting, state: State, keys: jax.Array | None = None) -> P
         )
     return Programs(
         feed=feed,
-        advance=jax.jit(chunk, donate_argnums=0).lower(*inputs).compile(),
+        advance=jax.jit(chunk, donate_argnums=0, out_shardings=devices.everywhere)
+        .lower(*inputs)
+        .compile(),
         evaluate=_evaluator(setting, state, feed),
         seconds=time.perf_counter() - start,
     )
@@ -126,20 +153,20 @@ def stacked(trees: Sequence[PyTree]) -> PyTree:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
-def _many(setting: Setting, update: Callable, most: int) -> Callable:
+def _many(setting: Setting, update: Callable, feed: Feed) -> Callable:
     """So many steps as are asked for: one program for any number, so that all numbers agree."""
 
     def chunk(state, key, data, rows, start, count):
         def one(carry):
             i, state, history, _ = carry
-            state, figures = update(state, key, _batch(setting, data, rows, i), start + i)
+            state, figures = update(state, key, feed.batch(data, rows, i), start + i)
             history = {name: h.at[i].set(figures[name]) for name, h in history.items()}
             return i + 1, state, history, _finite(setting, state, figures)
 
         _, figures = jax.eval_shape(
-            lambda s: update(s, key, _batch(setting, data, rows, 0), start), state
+            lambda s: update(s, key, feed.batch(data, rows, 0), start), state
         )
-        history = {name: jnp.zeros((most, *f.shape), f.dtype) for name, f in figures.items()}
+        history = {name: jnp.zeros((feed.most, *f.shape), f.dtype) for name, f in figures.items()}
         i, state, history, good = jax.lax.while_loop(
             lambda carry: (carry[0] < count) & carry[3], one, (jnp.int32(0), state, history, True)
         )
@@ -148,21 +175,15 @@ def _many(setting: Setting, update: Callable, most: int) -> Callable:
     return chunk
 
 
-def _one(setting: Setting, update: Callable) -> Callable:
+def _one(setting: Setting, update: Callable, feed: Feed) -> Callable:
     """A single step outside of any loop, in which a CPU is slow at convolutions."""
 
     def chunk(state, key, data, rows, start, count):
-        state, figures = update(state, key, _batch(setting, data, rows, 0), start)
+        state, figures = update(state, key, feed.batch(data, rows, 0), start)
         history = {name: f[None] for name, f in figures.items()}
         return state, history, jnp.minimum(1, count), _finite(setting, state, figures)
 
     return chunk
-
-
-def _batch(setting: Setting, data: PyTree, rows: jax.Array, i: Any) -> dict[str, jax.Array]:
-    if setting.batches.whole:
-        return dict(data)
-    return {name: array[rows[i]] for name, array in data.items()}
 
 
 def _finite(setting: Setting, state: State, figures: dict[str, jax.Array]) -> jax.Array:
@@ -301,38 +322,45 @@ def _beyond_one_gradient(optimizer: PyTree, share: float) -> dict[str, jax.Array
 
 
 def _evaluator(setting: Setting, state: State, feed: Feed) -> Callable[[State], dict[str, float]]:
-    task, parts = setting.task, dict(setting.task.data.parts)
-    if feed.resident:
+    task, parts, devices = setting.task, dict(setting.task.data.parts), feed.devices
+    if feed.resident and devices.mesh is None:
         parts = jax.device_put(parts | {"train": feed.data})
 
-    @jax.jit
-    def figures(params, model, data):
+    @functools.partial(jax.jit, static_argnames="examples", out_shardings=devices.everywhere)
+    def figures(params, model, data, examples):
+        data = devices.exactly(data, examples)
         data = data if task.init_state is None else data | {"state": model}
         value, outputs = task.problem.value_and_aux(params, data)
         return {"loss": value, **task.figures(outputs, data)}
+
+    def means(state, data):
+        """The mean of each figure over all examples, so many at a time."""
+        examples = len(data["x"])
+        most = max(1, EVALUATED // max(1, data["y"][0].size))  # of a text each token is a target
+        totals: dict[str, float] = {}
+        for start in range(0, examples, most):
+            few = min(most, examples - start)
+            piece = {name: _piece(devices, x, start, few) for name, x in data.items()}
+            for name, value in figures(state.params, state.model, piece, examples=few).items():
+                mean = shortest(np.atleast_1d(value))[0]
+                totals[name] = totals.get(name, 0.0) + few / examples * mean
+        return totals
 
     def evaluate(state):
         return {
             f"{part}_{name}": mean
             for part, data in parts.items()
-            for name, mean in _means(figures, state, data).items()
+            for name, mean in means(state, data).items()
         }
 
     evaluate(state)  # compiles
     return evaluate
 
 
-def _means(figures: Callable, state: State, data: dict[str, Any]) -> dict[str, float]:
-    """The mean of each figure over all examples, so many at a time."""
-    examples = len(data["x"])
-    most = max(1, EVALUATED // max(1, data["y"][0].size))  # of a text each token is a target
-    totals: dict[str, float] = {}
-    for start in range(0, examples, most):
-        piece = {name: array[start : start + most] for name, array in data.items()}
-        share = len(piece["x"]) / examples
-        for name, value in figures(state.params, state.model, piece).items():
-            totals[name] = totals.get(name, 0.0) + share * shortest(np.atleast_1d(value))[0]
-    return totals
+def _piece(devices: Devices, array: Any, start: int, count: int) -> Any:
+    if devices.mesh is None:
+        return array[start : start + count]
+    return devices.read(array, np.arange(start, start + count))
 
 
 def shortest(values: np.ndarray) -> list[Any]:

@@ -23,11 +23,21 @@ class Progress:
         done: how many of them were done before, by a run that is now resumed.
         brief: whether a pipe is told only of what takes long, and not of the end: one of many tasks
             that each have a line of their own.
+        mute: whether nothing is shown: in another process it is.
     """
 
-    def __init__(self, title: str, total: int, unit: str, done: int = 0, *, brief: bool = False):
+    def __init__(
+        self,
+        title: str,
+        total: int,
+        unit: str,
+        done: int = 0,
+        *,
+        brief: bool = False,
+        mute: bool = False,
+    ):
         self.title, self.total, self.unit = title, total, unit
-        self.done, self.brief = done, brief
+        self.done, self.brief, self.mute = done, brief, mute
         self.first = None  # count and time of the first update
         self.shown = 0.0
         self.news = False  # whether there is something that was not shown yet
@@ -35,7 +45,7 @@ class Progress:
         self.live = None
 
     def __enter__(self) -> Progress:
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not self.mute:
             self._open_live()
         return self
 
@@ -74,6 +84,8 @@ class Progress:
 
     def _show(self) -> None:
         self.news = False
+        if self.mute:
+            return
         if self.live is not None:
             self.live.update(
                 self.task, total=self.total, completed=self.done, status=self._status()

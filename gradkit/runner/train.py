@@ -15,8 +15,10 @@ import jax
 import optax
 
 import gradkit as gk
+from gradkit.processes import by_first, first, several
 from gradkit.runner import checkpoint, guard, record, signals
 from gradkit.runner.config import Config, dump, seedless
+from gradkit.runner.devices import ONE, Devices
 from gradkit.runner.errors import UserError
 from gradkit.runner.kept import Kept
 from gradkit.runner.programs import Programs, compiled
@@ -43,9 +45,13 @@ class Workshop:
     """Settings and programs, built once for runs that differ in their seeds and names alone.
 
     Runs in a row with the same task share it, so that their data are read once.
+
+    Args:
+        devices: what they are trained on.
     """
 
-    def __init__(self):
+    def __init__(self, devices: Devices = ONE):
+        self.devices = devices
         self._made: dict[str, tuple[Setting, Programs | None]] = {}
 
     def setting(self, config: Config) -> Setting:
@@ -67,30 +73,46 @@ class Workshop:
         name = seedless(setting.config)
         made, programs = self._made.get(name, (setting, None))
         if programs is None:
-            programs = compiled(setting, state)
+            programs = compiled(setting, state, devices=self.devices)
             self._made[name] = made, dataclasses.replace(programs, seconds=0.0)
         return programs.of(setting.batches)
 
 
 def begin(
-    config: Config, folder: Path, command: Sequence[str], workshop: Workshop | None = None
+    config: Config,
+    folder: Path,
+    command: Sequence[str],
+    workshop: Workshop | None = None,
+    *,
+    brief: bool = False,
 ) -> dict[str, Any]:
     """Trains in a new run folder and returns the summary.
+
+    Args:
+        config: what to train.
+        folder: the run folder.
+        command: the command line.
+        workshop: what other runs share with this one, and the devices.
+        brief: whether there are others, each with a line of its own.
 
     Raises:
         UserError: the folder exists, or the config's data or optimizer are not usable; no folder is
           made then.
         KeyboardInterrupt: as from `resume`.
     """
-    refuse_existing(folder)
-    one_of_many = workshop is not None
+    by_first(lambda: refuse_existing(folder))
     workshop = workshop or Workshop()
     setting = workshop.setting(config)
-    state = setting.initial()
+    state = workshop.devices.on_each(setting.initial())
     programs = workshop.programs(setting, state)
-    with claimed(folder):
-        describe(folder, setting, state, command)
-        return _train(Training(setting, programs, state), folder, brief=one_of_many)
+    with contextlib.ExitStack() as stack:
+
+        def claim():
+            stack.enter_context(claimed(folder))
+            describe(folder, setting, state, command)
+
+        by_first(claim)
+        return _train(Training(setting, programs, state), folder, brief=brief)
 
 
 def refuse_existing(folder: Path) -> None:
@@ -129,7 +151,7 @@ def describe(folder: Path, setting: Setting, state: State, command: Sequence[str
     record.write_text(folder / record.CONFIG, dump(setting.config))
 
 
-def resume(run: record.Record) -> dict[str, Any]:
+def resume(run: record.Record, devices: Devices = ONE) -> dict[str, Any]:
     """Goes on with an unfinished run from its last checkpoint and returns the summary.
 
     Raises:
@@ -139,22 +161,34 @@ def resume(run: record.Record) -> dict[str, Any]:
           the last complete step, which is saved, else from the last checkpoint. Its argument is the
           number of the signal.
     """
-    with guard.alone(run.path):
-        return _resume(run)
+    with contextlib.ExitStack() as stack:
+
+        def claim():
+            stack.enter_context(guard.alone(run.path))
+
+        by_first(claim)
+        return _resume(run, devices)
 
 
-def _resume(run: record.Record) -> dict[str, Any]:
+def _resume(run: record.Record, devices: Devices) -> dict[str, Any]:
     setting, folder = reopen(run), run.path
-    if checkpoint.steps(folder / CHECKPOINTS):
-        state, step, seconds = state_at(setting, folder)
-        _check_metrics(folder, step)
+    last = by_first(lambda: (checkpoint.steps(folder / CHECKPOINTS) or [None])[-1])
+    if last is not None:
+        state, step, seconds = state_at(setting, folder, last)
+        by_first(lambda: _check_metrics(folder, step))
     else:
         state, step, seconds = setting.initial(), 0, 0.0
-        describe(folder, setting, state, run.env.get("command", []))
-    programs = compiled(setting, state)
-    guard.remove_drafts(folder, folder / CHECKPOINTS, folder / BEST)
-    record.truncate_metrics(folder / record.METRICS, step)
-    lines, _ = record.read_metrics(folder / record.METRICS)
+    state = devices.on_each(state)
+    programs = compiled(setting, state, devices=devices)
+
+    def tidied():
+        if last is None:
+            describe(folder, setting, state, run.env.get("command", []))
+        guard.remove_drafts(folder, folder / CHECKPOINTS, folder / BEST)
+        record.truncate_metrics(folder / record.METRICS, step)
+        return record.read_metrics(folder / record.METRICS)[0]
+
+    lines = by_first(tidied)
     training = Training(setting, programs, state, step=step, seconds=seconds, lines=lines)
     return _train(training, folder)
 
@@ -179,13 +213,14 @@ def _check_metrics(folder: Path, step: int) -> None:
 
 def _train(training: Training, folder: Path, *, brief: bool = False) -> dict[str, Any]:
     steps = training.setting.steps
-    progress = Progress("train", steps, "step", done=training.step, brief=brief)
+    progress = Progress("train", steps, "step", done=training.step, brief=brief, mute=not first())
     with Kept.open(training, folder) as kept, progress, signals.patience() as asked:
-        while training.goes_on and asked.by is None:
+        signal = None
+        while training.goes_on and (signal := training.agreed(asked.by)) is None:
             kept.keep(training.advance(), progress)
-        if asked.by is not None and training.goes_on:
+        if signal is not None:
             kept.save()
-            raise KeyboardInterrupt(asked.by)
+            raise KeyboardInterrupt(signal)
         return kept.end()
 
 
@@ -197,6 +232,7 @@ def environment(params: PyTree) -> dict[str, Any]:
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "device": f"{jax.default_backend()}: {jax.devices()[0].device_kind}",
+        **({"processes": jax.process_count()} if several() else {}),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "parameters": int(optax.tree.size(params)),
     }

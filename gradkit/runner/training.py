@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gradkit.processes import of_all
 from gradkit.runner import optimizers
 from gradkit.runner.best import Watch
 from gradkit.runner.programs import Programs, shortest
@@ -37,6 +38,7 @@ class Training:
         lines: Sequence[dict[str, Any]] = (),
     ):
         self.setting, self.programs = setting, programs
+        self._key = programs.feed.devices.on_each(setting.key)
         self.state, self.step = state, step
         self.watch = Watch(setting.config.best)
         for line in lines:
@@ -61,6 +63,19 @@ class Training:
         """How it stands: "finished" and "diverged" are the ends."""
         return "diverged" if self._diverged else "unfinished" if self.goes_on else "finished"
 
+    def agreed(self, signal: int | None) -> int | None:
+        """Settles with the other processes how many steps to take at a time, and whether any.
+
+        Args:
+            signal: the number of one that asks this process to stop.
+
+        Returns:
+            The number of one that asks any of them.
+        """
+        paces, signals = of_all(self._pace, signal or 0).T
+        self._pace = int(paces[0])
+        return int(signals.max()) or None
+
     def due(self, every: int) -> bool:
         """Whether what is done every so many steps, and at the end, is to be done now."""
         return self.step % every == 0 or self.step == self.setting.steps
@@ -70,7 +85,7 @@ class Training:
         first, began = self.step, self.seconds
         count, feed = self.next
         after = self.programs.advance(
-            self.state, self.setting.key, *feed, np.int32(first), np.int32(count)
+            self.state, self._key, *feed, np.int32(first), np.int32(count)
         )
         self.plan(first + count)  # while the device works
         yield from self.took(*after, began=began)

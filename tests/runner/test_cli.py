@@ -210,7 +210,7 @@ def test_the_density_of_digits_integrates_to_one_and_is_within_its_bound(digits,
 def test_options_and_overrides_come_in_any_order(here, monkeypatch, order):
     begun = []
 
-    def begin(config, folder, command):
+    def begin(config, folder, command, workshop):
         begun.append((config.seed, config.epochs, str(folder), command))
         raise KeyboardInterrupt
 
