@@ -322,12 +322,15 @@ def _spectrum(parsed: argparse.Namespace, arguments: Sequence[str]) -> int:
     runs = compare.open_all(parsed.runs)
 
     from gradkit.runner import spectrum, subject, tables
+    from gradkit.runner.devices import joined
 
     names = ("operator", "top", "bottom", "density", "blocks", "micro_batch")
     options = spectrum.Options(**{name: getattr(parsed, name) for name in names})
     steps, data = parsed.checkpoint or "last", parsed.data or "train"
     if len(runs) > 1:
         return _spectra(runs, options, steps, data)
+    asked = peers.asked_for(parsed)
+    devices = joined(asked)
     if runs:
         subjects = subject.of_run(runs[0], steps, data)
     else:
@@ -344,9 +347,15 @@ def _spectrum(parsed: argparse.Namespace, arguments: Sequence[str]) -> int:
     try:
         for one in subjects:
             folder = one.folder
-            results.append(spectrum.compute(one, options))
+            results.append(spectrum.compute(one.on(devices), options))
     except KeyboardInterrupt as error:
         return fail("interrupted; the same command goes on from there", signaled(error))
+    except Exception as error:
+        if not endings.lost(error):
+            raise
+        return fail(f"{endings.LOST}; the same command goes on from there")
+    if asked.number:
+        return 0
     print(tables.overview(results))
     print(_write_report(folder))
     return 0

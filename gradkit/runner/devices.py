@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import dataclasses
+import os
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -11,6 +16,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gradkit import tree
+from gradkit.processes import of_all
 from gradkit.runner.errors import UserError
 from gradkit.runner.peers import HEARTBEAT, Peers
 
@@ -29,16 +35,24 @@ class Devices:
 
     mesh: jax.sharding.Mesh | None = None
 
+    @property
+    def count(self) -> int:
+        """How many devices there are."""
+        return 1 if self.mesh is None else self.mesh.size
+
     def on_each(self, arrays: PyTree) -> PyTree:
         """Returns a tree of which every device holds all."""
-        return arrays if self.mesh is None else jax.tree.map(self._on_each, arrays)
+        if (everywhere := self.everywhere) is None:
+            return arrays
 
-    def _on_each(self, x: Any) -> jax.Array:
-        if tree.is_key(x):
-            data = self._on_each(jax.random.key_data(x))
-            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
-        x = np.asarray(x)
-        return jax.make_array_from_callback(x.shape, self.everywhere, lambda index: x[index])
+        def leaf(x):
+            if tree.is_key(x):
+                data = leaf(jax.random.key_data(x))
+                return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+            x = np.asarray(x)
+            return jax.make_array_from_callback(x.shape, everywhere, lambda index: x[index])
+
+        return jax.tree.map(leaf, arrays)
 
     @property
     def everywhere(self) -> NamedSharding | None:
@@ -58,9 +72,11 @@ class Devices:
         rows = np.pad(rows, more, mode="wrap")
         sharding = NamedSharding(self.mesh, P(*[None] * (axes - 1), *self.mesh.axis_names))
         shape = rows.shape + array.shape[1:]
-        return jax.make_array_from_callback(
-            shape, sharding, lambda index: array[rows[index[:axes]]], dtype=_canonical(array)
-        )
+
+        def part(index):
+            return array[rows[(index or ())[:axes]]]
+
+        return jax.make_array_from_callback(shape, sharding, part)
 
     def exactly(self, arrays: PyTree, examples: int) -> PyTree:
         """Returns the first so many examples, within compiled code.
@@ -80,10 +96,6 @@ class Devices:
 ONE = Devices()
 
 
-def _canonical(array: np.ndarray) -> np.dtype:
-    return jax.dtypes.canonicalize_dtype(array.dtype)
-
-
 def joined(peers: Peers) -> Devices:
     """Joins the processes of a job, and returns the devices of all of them.
 
@@ -95,14 +107,16 @@ def joined(peers: Peers) -> Devices:
     if peers.several:
         jax.config.update("jax_enable_preemption_service", False)  # it would swallow SIGTERM
         try:
-            jax.distributed.initialize(
-                peers.address,
-                peers.count,
-                peers.number,
-                cluster_detection_method="deactivate",
-                initialization_timeout=PATIENCE,
-                heartbeat_timeout_seconds=HEARTBEAT,
-            )
+            with _said_to_stderr():
+                jax.distributed.initialize(
+                    peers.address,
+                    peers.count,
+                    peers.number,
+                    cluster_detection_method="deactivate",
+                    initialization_timeout=PATIENCE,
+                    heartbeat_timeout_seconds=HEARTBEAT,
+                )
+                of_all(0)  # connects them
         except RuntimeError as error:
             raise UserError(
                 f"process {peers.number} of {peers.count} did not meet the others at "
@@ -110,3 +124,17 @@ def joined(peers: Peers) -> Devices:
                 "them together, with the same --coordinator: a host that all reach, a free port"
             ) from error
     return Devices(jax.make_mesh((jax.device_count(),), ("examples",), (AxisType.Auto,)))
+
+
+@contextlib.contextmanager
+def _said_to_stderr() -> Iterator[None]:
+    """Sends there what libraries print, so that standard output has our results alone."""
+    sys.stdout.flush()
+    usual = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        ctypes.CDLL(None).fflush(None)
+        os.dup2(usual, 1)
+        os.close(usual)

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+LOST = "another process of this job has died or was stopped"
+
 
 def fail(message: str, status: int = 2) -> int:
     """Says what went wrong and returns the exit status."""
@@ -25,15 +27,15 @@ def resumable(folder: Path, work: Callable[[], int]) -> int:
     except OSError as error:  # a full disk
         message, status = refusal(error), 2
     except Exception as error:
-        if not _lost(error):
+        if not lost(error):
             raise
-        message, status = "another process of this run has died or was stopped", 2
+        message, status = LOST, 2
     begun = (folder / "config.yaml").is_file()  # without the imports that may have been cut
     words = f"; go on by gradkit run --resume {shlex.quote(str(folder))}" if begun else ""
     return fail(f"{message}{words}", status)
 
 
-def _lost(error: Exception) -> bool:
+def lost(error: Exception) -> bool:
     """Whether an error of JAX says that another process is gone."""
     return any(word in str(error) for word in ("Gloo", "NCCL", "CoordinationService"))
 

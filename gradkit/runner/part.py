@@ -14,6 +14,7 @@ import numpy as np
 import gradkit as gk
 from gradkit import tree
 from gradkit.krylov.drivers import Drive, Step, Until
+from gradkit.processes import by_first, first
 from gradkit.runner.errors import UserError
 from gradkit.runner.progress import Progress
 from gradkit.spectra.density import Density
@@ -47,7 +48,7 @@ def measure(
     Raises:
         UserError: the folder holds the state of another computation.
     """
-    n, resumed, started = A.dimension, place.exists(), time.perf_counter()
+    n, resumed, started = A.dimension, by_first(place.exists), time.perf_counter()
     place.parent.mkdir(parents=True, exist_ok=True)
     try:
         found = gk.spectrum(
@@ -125,7 +126,8 @@ def _watched(label: str | None) -> Drive:
     def drive(step: Step, A: gk.Operator, state: Any, *, until: Until, watch=None) -> Any:
         title, most, done = _extent(state)
         count = itertools.count(done + 1)
-        with Progress(prefix + title, most, "product", done=done) as progress:
+        words = prefix + title, most, "product"
+        with Progress(*words, done=done, mute=not first()) as progress:
 
             def watched(state: Any) -> None:
                 progress.update(next(count))

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from gradkit.processes import first
 from gradkit.runner.progress import Progress
 from gradkit.runner.subject import Subject
 from gradkit.spectra.extremes import Eigenpairs
@@ -46,9 +47,9 @@ def loss_slice(
     """
     if len(largest.values) < 2:
         return None, {}
-    first, second = (jax.tree.map(lambda v, i=i: v[i], largest.vectors) for i in (-1, -2))
+    plane = tuple(jax.tree.map(lambda v, i=i: v[i], largest.vectors) for i in (-1, -2))
     values = [float(largest.values[i]) for i in (-1, -2)]
-    loss = partial(_loss_at, subject, (first, second), micro_batch)
+    loss = partial(_loss_at, subject, plane, micro_batch)
     reach = _reach(loss, values, float(norm(gradient)))
     for _ in range(_TRIES):
         axis = reach * np.linspace(-1, 1, POINTS)
@@ -80,7 +81,8 @@ def _evaluated(loss: Any, axis: np.ndarray) -> np.ndarray | None:
     points = list(itertools.product(range(len(axis)), repeat=2))
     points.sort(key=lambda point: -abs(axis[point[0]]) - abs(axis[point[1]]))
     grid = np.zeros((len(axis), len(axis)))
-    with Progress("slice of the loss", len(points), "evaluation") as progress:
+    title = "slice of the loss"
+    with Progress(title, len(points), "evaluation", mute=not first()) as progress:
         for count, (i, j) in enumerate(points, start=1):
             grid[i, j] = loss(axis[i], axis[j])
             if not np.isfinite(grid[i, j]):
@@ -90,22 +92,19 @@ def _evaluated(loss: Any, axis: np.ndarray) -> np.ndarray | None:
 
 
 def _loss_at(
-    subject: Subject, plane: tuple[PyTree, PyTree], micro_batch: int | None, a: float, b: float
+    subject: Subject, plane: tuple[PyTree, ...], micro_batch: int | None, a: float, b: float
 ) -> float:
     params = _moved(subject.params, *plane, a, b)
-    if micro_batch is None:
-        return float(_value(subject.problem, params, subject.batch))
-    n, total = subject.examples or 1, 0.0
-    for start, stop in itertools.pairwise([*range(0, n, micro_batch), n]):
-        part = jax.tree.map(lambda x, start=start, stop=stop: x[start:stop], subject.batch)
-        total += (stop - start) / n * float(_value(subject.problem, params, part))
-    return total
+    return sum(
+        share * float(_value(subject.problem, params, part))
+        for share, part in subject.parts(micro_batch)
+    )
 
 
 @jax.jit
-def _moved(params: PyTree, first: PyTree, second: PyTree, a: float, b: float) -> PyTree:
+def _moved(params: PyTree, v: PyTree, w: PyTree, a: float, b: float) -> PyTree:
     return jax.tree.map(
-        lambda p, v, w: (wide(p) + a * wide(v) + b * wide(w)).astype(p.dtype), params, first, second
+        lambda p, v, w: (wide(p) + a * wide(v) + b * wide(w)).astype(p.dtype), params, v, w
     )
 
 

@@ -7,9 +7,10 @@ A computation that is cut short leaves the state of its Krylov methods beside it
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
-import itertools
 import json
+import operator
 import os
 import shutil
 import sys
@@ -21,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import gradkit as gk
+from gradkit.processes import by_first, first
 from gradkit.runner import part, record
 from gradkit.runner.errors import UserError
 from gradkit.runner.slice import loss_slice
@@ -63,16 +65,14 @@ def compute(subject: Subject, options: Options) -> dict[str, Any]:
     """
     settings = _settings(subject, options)
     name = subject.file_name(options.operator)
-    if subject.plain:
-        _make_room(subject)
-    kept = _kept(subject.folder, name)
+    kept = by_first(lambda: _found(subject, name))
     result = kept.values if kept and _covers(kept.values.get("settings"), settings) else None
     if result is not None:
         settings = result["settings"]  # one for all parts
     arrays = dict(kept.arrays) if result and kept else {}
     krylov = subject.folder / f"{name}.{_digest(settings)}.krylov"
     if result is not None and not options.blocks:
-        shutil.rmtree(krylov, ignore_errors=True)  # of one killed when all but this was done
+        by_first(lambda: _remove(krylov))  # of one killed when all but this was done
         return result
     _say(subject, settings)
     A = _operator(subject, settings)
@@ -91,10 +91,20 @@ def compute(subject: Subject, options: Options) -> dict[str, Any]:
             assert result is not None
             result = result | {"blocks": result["blocks"] | {block: found}}
             arrays |= {record.block_array(block, n): array for n, array in sampled.items()}
-        _keep(subject, name, result, arrays)
-        shutil.rmtree(place, ignore_errors=True)
-    shutil.rmtree(krylov, ignore_errors=True)
+        by_first(functools.partial(_keep, subject, name, result, arrays))
+        by_first(functools.partial(_remove, place))
+    by_first(lambda: _remove(krylov))
     return result or {}
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _found(subject: Subject, name: str) -> record.Spectrum | None:
+    if subject.plain:
+        _make_room(subject)
+    return _kept(subject.folder, name)
 
 
 def _settings(subject: Subject, options: Options) -> dict[str, Any]:
@@ -160,7 +170,13 @@ def _operator(subject: Subject, settings: dict[str, Any]) -> gk.Operator:
     if settings["micro_batch"] is not None:
         build = gk.micro_batched(build, settings["micro_batch"])
     try:
-        return build(subject.problem, subject.params, subject.batch, **options)
+        whole = [
+            build(subject.problem, subject.params, batch, **options)
+            if share == 1
+            else share * build(subject.problem, subject.params, batch, **options)
+            for share, batch in subject.parts()
+        ]
+        return functools.reduce(operator.add, whole)
     except (TypeError, ValueError) as error:
         raise UserError(f"{subject.label}: {error}") from error
 
@@ -206,19 +222,13 @@ def _opening(
 
 def _loss(subject: Subject, micro_batch: int | None) -> tuple[float, PyTree]:
     """The loss and its gradient."""
-    n = subject.examples or 1
-    cuts = [*range(0, n, micro_batch or n), n]
-    value, gradient = jnp.zeros(()), None
-    for start, stop in itertools.pairwise(cuts):
-        part = subject.batch
-        if micro_batch is not None:
-            part = jax.tree.map(lambda x, start=start, stop=stop: x[start:stop], part)
-        v, g = _value_and_gradient(subject.problem, subject.params, part)
-        share = (stop - start) / n
-        value += share * v
+    value, gradient = 0.0, None
+    for share, batch in subject.parts(micro_batch):
+        v, g = _value_and_gradient(subject.problem, subject.params, batch)
+        value += share * float(v)
         g = jax.tree.map(lambda x, share=share: share * x, g)
         gradient = g if gradient is None else jax.tree.map(jnp.add, gradient, g)
-    return float(value), gradient
+    return value, gradient
 
 
 @jax.jit
@@ -253,6 +263,8 @@ def _digest(settings: dict[str, Any]) -> str:
 
 
 def _say(subject: Subject, settings: dict[str, Any]) -> None:
+    if not first():
+        return
     examples = "" if subject.examples is None else f"{subject.examples:,} examples, "
     print(
         f"{subject.label}: {settings['operator']}, {examples}{subject.dimension:,} parameters",

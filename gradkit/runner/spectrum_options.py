@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from gradkit.runner import peers
 from gradkit.runner.errors import UserError
 
 
@@ -36,6 +37,7 @@ def add(commands: Any, action: Callable[..., int]) -> None:
     add("--density", action=argparse.BooleanOptionalAction, default=True, help="on by default")
     add("--data", type=_data, metavar="PART", help="train, test, training, or N examples, drawn")
     add("--micro-batch", type=_count, metavar="N", help="most examples in memory at a time")
+    peers.add(spectrum)
     spectrum.set_defaults(action=action, parser=spectrum)
 
 
@@ -66,6 +68,11 @@ def _data(text: str) -> str:
 
 def check(parsed: argparse.Namespace) -> None:
     """Refuses options that do not go together."""
+    if len(parsed.runs) > 1 and peers.asked_for(parsed).count is not None:
+        raise UserError(
+            f"--processes: look at one RUN at a time, not at {len(parsed.runs)}: the runs of a "
+            "sweep are faster one by one than split"
+        )
     if bool(parsed.runs) == (parsed.task is not None):
         got = "both" if parsed.runs else "neither"
         raise UserError(

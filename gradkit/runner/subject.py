@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ import optax
 
 from gradkit.core import Problem
 from gradkit.runner import checkpoint, config, elsewhere, record, train
+from gradkit.runner.devices import Devices
 from gradkit.runner.errors import UserError
 from gradkit.runner.setting import BEST, CHECKPOINTS, reopen, state_at
 from gradkit.runner.stability import stability
@@ -43,6 +45,7 @@ class Subject:
         stability: see `gradkit.runner.stability`; None where it does not apply.
         fingerprint: a hash of parameters, batch and the task's file, where no step says which.
         environment: what `env.json` of a new folder says; None in a run's own folder.
+        pieces: what of the batch lies where, with its share of the loss; the batch by default.
     """
 
     label: str
@@ -59,6 +62,37 @@ class Subject:
     stability: dict[str, Any] | None = None
     fingerprint: str | None = None
     environment: dict[str, Any] | None = None
+    pieces: tuple[tuple[float, PyTree], ...] | None = None
+
+    def on(self, devices: Devices) -> Subject:
+        """Returns the same with the examples split over devices, and all else on each of them.
+
+        What cannot be split evenly is on each of them, and so is a batch whose arrays do not share
+        a first axis.
+        """
+        if devices.mesh is None:
+            return self
+        n, params = self.examples or 0, devices.on_each(self.params)
+        even, host = n - n % devices.count, jax.tree.map(np.asarray, self.batch)
+        pieces = []
+        if even:
+            rows = np.arange(even)
+            pieces.append((even / n, jax.tree.map(lambda x: devices.read(x, rows), host)))
+        if even < n or not n:
+            rest = jax.tree.map(lambda x: x[even:], host) if n else self.batch
+            pieces.append((1 - even / max(n, 1), devices.on_each(rest)))
+        return dataclasses.replace(self, params=params, pieces=tuple(pieces))
+
+    def parts(self, micro_batch: int | None = None) -> Iterator[tuple[float, PyTree]]:
+        """Yields batches of at most so many examples, each with its share of the loss."""
+        for share, batch in self.pieces or ((1.0, self.batch),):
+            n = _examples(batch)
+            if micro_batch is None or n is None:
+                yield share, batch
+                continue
+            for start, stop in itertools.pairwise([*range(0, n, micro_batch), n]):
+                part = jax.tree.map(lambda x, start=start, stop=stop: x[start:stop], batch)
+                yield share * (stop - start) / n, part
 
     @property
     def dimension(self) -> int:
