@@ -357,10 +357,15 @@ def basis_set(V: PyTree, j: Any, v: PyTree) -> PyTree:
 
 
 def basis_project(V: PyTree, v: PyTree) -> jax.Array:
-    """Returns the coefficients Vᵀv, one for each row of V: shape (rows,)."""
+    """Returns the coefficients Vᵀv, one for each row of V: shape (rows,).
+
+    Rows that are stored narrow are widened one by one, so that no wide copy of the basis is made.
+    """
 
     def leaf(rows, x):
-        rows, x = wide(rows), wide(x)
+        if wide(rows) is not rows:
+            return jax.lax.map(lambda row: jnp.sum(wide(row) * wide(x)), rows)
+        x = wide(x)
         if type_sharding(rows) is not None:
             return jnp.sum(rows * x, axis=tuple(range(1, rows.ndim)))
         axes = tuple(range(1, rows.ndim)), tuple(range(x.ndim))

@@ -28,9 +28,14 @@ Until = Callable[[PyTree], Any]
 Drive = Callable[..., PyTree]
 
 
-def chosen(drive: Drive | None) -> Drive:
-    """Returns the driver that was asked for, or else one that does what suits the operator."""
-    return _suited if drive is None else drive
+def chosen(drive: Drive | None, *, owned: bool = False) -> Drive:
+    """Returns the driver that was asked for, or else one that does what suits the operator.
+
+    Args:
+        drive: the one that was asked for.
+        owned: whether the state is nobody else's: the default driver may then write over it.
+    """
+    return functools.partial(_suited, owned=owned) if drive is None else drive
 
 
 @functools.partial(jax.jit, static_argnames=("step", "until"))
@@ -74,9 +79,15 @@ def on_host(
     return state
 
 
-def _suited(step: Step, A: Any, state: PyTree, *, until: Until) -> PyTree:
+def _suited(step: Step, A: Any, state: PyTree, *, until: Until, owned: bool) -> PyTree:
     by_host = not tree.traced(A, state) and any(B.loops_on_host for B in operators(A))
-    return (on_host if by_host else in_jit)(step, A, state, until=until)
+    drive = on_host if by_host else _in_place if owned else in_jit
+    return drive(step, A, state, until=until)
+
+
+@functools.partial(jax.jit, static_argnames=("step", "until"), donate_argnames="state")
+def _in_place(step: Step, A: Any, state: PyTree, *, until: Until) -> PyTree:
+    return in_jit(step, A, state, until=until)
 
 
 def _advance(step: Step, A: Any, state: PyTree) -> PyTree:

@@ -106,6 +106,7 @@ def _slots(max_steps: int) -> np.ndarray:
 def _init(
     operators: tuple, b: PyTree, start: PyTree, product: PyTree, tol: Any, *, max_steps: int
 ) -> State:
+    b, start = jax.tree.map(jnp.copy, (b, start))  # the buffers of a state are given up
     rounding = jnp.finfo(tree.scalar_dtype(b)).eps
     solve = cg.init(operators, optax.tree.sub(b, product), rounding, max_steps)
     dtype = solve.rz.dtype
@@ -121,7 +122,7 @@ def _init(
         values=jnp.zeros(int(slots.sum()) + 1, dtype).at[0].set(phi),
         last=jnp.zeros((), jnp.int32),
         slots=jnp.asarray(slots),
-        tol=jnp.asarray(tol, dtype),
+        tol=jnp.array(tol, dtype),
     )
 
 

@@ -191,6 +191,15 @@ def extended(s: Lanczos, *, rows: int) -> Lanczos:
     return s._replace(basis=jax.tree.map(leaf, s.basis), H=H)
 
 
+def combined(s: Lanczos, S: jax.Array, domain: PyTree | None = None) -> PyTree:
+    """Returns V S, a basis of the p vectors with coefficients S, shape (m, p), in V.
+
+    Cost: p trees of memory.
+    """
+    S = jnp.pad(S, ((0, s.block), (0, 0)))  # a part of the basis would be a copy of it
+    return tree.basis_combine(s.basis, S, domain)
+
+
 def restarted(s: Lanczos, theta: jax.Array, S: jax.Array, began: jax.Array) -> Lanczos:
     """Returns the decomposition shortened to p Ritz vectors V S, with the same R.
 
@@ -206,12 +215,11 @@ def restarted(s: Lanczos, theta: jax.Array, S: jax.Array, began: jax.Array) -> L
         began: which of them is the first that the last new direction led to.
     """
     p, b, m = theta.size, s.block, s.rows
-    V = jax.tree.map(lambda rows: rows[:m], s.basis)
-    kept = tree.basis_combine(V, S)
+    kept = combined(s, S)
 
     def leaf(rows, kept):
         following = jax.lax.dynamic_slice_in_dim(rows, s.step, b)
-        return jnp.zeros_like(rows).at[:p].set(kept).at[p : p + b].set(following)
+        return rows.at[:p].set(kept).at[p : p + b].set(following).at[p + b :].set(0)
 
     C = jnp.matmul(s.coupling, S, precision=jax.lax.Precision.HIGHEST)
     H = jnp.zeros_like(s.H).at[:p, :p].set(jnp.diag(theta)).at[p : p + b, :p].set(C)

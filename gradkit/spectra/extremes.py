@@ -208,14 +208,14 @@ def search(
     basis = basis if isinstance(basis, Basis) else Basis(basis)
     most, most_rows = _limits(n, k, max_products, basis.size, block)
     traced = tree.traced(A, key, tol, v0)
-    begins_small = most_rows >= 2 * SMALL_BLOCK and not traced
+    begins_small = most_rows >= 2 * SMALL_BLOCK and basis.size is None and not traced
     rows = min(max(SMALL_BLOCK, 3 * k), most_rows) if begins_small else most_rows
     krylov = lanczos.init(A, _starts(A, v0, block), key, rows=rows, block=block, dtype=basis.dtype)
     none, no = jnp.zeros((), jnp.int32), jnp.zeros((), bool)
     state = Search(krylov, jnp.array(tol, krylov.H.dtype), no, none, jnp.full_like(none, most))
 
     def run(state):
-        return chosen(drive)(_advance(wanted, v0 is None), A, state, until=_stops)
+        return chosen(drive, owned=True)(_advance(wanted, v0 is None), A, state, until=_stops)
 
     state = run(state)
     while rows < most_rows and not state.found:
@@ -370,8 +370,7 @@ def _ritz_pairs_like(state: Search, *, wanted: Wanted, shapes: tuple, structure:
     s = state.krylov
     theta, S, residuals = ritz(s)
     i = wanted.indices(theta, s.step)
-    V = jax.tree.map(lambda rows: rows[: s.rows], s.basis)
-    vectors = tree.basis_combine(V, S[:, i], structure.unflatten(shapes))
+    vectors = lanczos.combined(s, S[:, i], structure.unflatten(shapes))
     norms = jnp.sqrt(jax.vmap(tree.inner)(vectors, vectors))
     vectors = jax.vmap(tree.scaled)(1 / norms, vectors)
     pairs = Eigenpairs(theta[i], vectors, residuals[i], residuals[i] < 0, state.products + i.size)
