@@ -205,6 +205,8 @@ def restarted(s: Lanczos, theta: jax.Array, S: jax.Array, began: jax.Array) -> L
 
     `A (V S) = (V S) diag(θ) + R (C S)`, from which the steps go on.
 
+    Cost: p + b trees of memory; the buffers of s are given up, and written over.
+
     Source: Wu & Simon (2000), "Thick-restart Lanczos method for large symmetric eigenvalue
     problems".
 
@@ -214,17 +216,28 @@ def restarted(s: Lanczos, theta: jax.Array, S: jax.Array, began: jax.Array) -> L
         S: their coefficients in V, shape (m, p), zero for rows not done.
         began: which of them is the first that the last new direction led to.
     """
-    p, b, m = theta.size, s.block, s.rows
-    kept = combined(s, S)
+    return _begun_with(s, theta, *_kept(s, S), began)
 
-    def leaf(rows, kept):
-        following = jax.lax.dynamic_slice_in_dim(rows, s.step, b)
-        return rows.at[:p].set(kept).at[p : p + b].set(following).at[p + b :].set(0)
 
-    C = jnp.matmul(s.coupling, S, precision=jax.lax.Precision.HIGHEST)
+@jax.jit
+def _kept(s: Lanczos, S: jax.Array) -> tuple[PyTree, PyTree, jax.Array]:
+    """V S, R and C S: all that is read before the basis is written over."""
+    R = jax.tree.map(lambda rows: jax.lax.dynamic_slice_in_dim(rows, s.step, s.block), s.basis)
+    return combined(s, S), R, jnp.matmul(s.coupling, S, precision=jax.lax.Precision.HIGHEST)
+
+
+@functools.partial(jax.jit, donate_argnames="s")
+def _begun_with(
+    s: Lanczos, theta: jax.Array, kept: PyTree, R: PyTree, C: jax.Array, began: jax.Array
+) -> Lanczos:
+    p, b = theta.size, s.block
+
+    def leaf(rows, kept, R):
+        return rows.at[:p].set(kept).at[p : p + b].set(R).at[p + b :].set(0)
+
     H = jnp.zeros_like(s.H).at[:p, :p].set(jnp.diag(theta)).at[p : p + b, :p].set(C)
-    basis = jax.tree.map(leaf, s.basis, kept)
-    step, seed = jnp.full_like(s.step, p), s.seed + jnp.uint32(m)
+    step, seed = jnp.full_like(s.step, p), s.seed + jnp.uint32(s.rows)
+    basis = jax.tree.map(leaf, s.basis, kept, R)
     return Lanczos(basis, H, step=step, began=began.astype(step.dtype), seed=seed)
 
 

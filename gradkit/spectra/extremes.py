@@ -318,16 +318,21 @@ def _ends(state: Search) -> jax.Array:
     return state.found | (state.products >= state.most)
 
 
-@functools.partial(jax.jit, static_argnames="wanted", donate_argnums=0)
 def _restarted(state: Search, *, wanted: Wanted) -> Search:
     """Keeps the wanted Ritz vectors and a third as many of the others as there is room for."""
     s = state.krylov
+    return state._replace(krylov=lanczos.restarted(s, *_worth_keeping(s, wanted=wanted)))
+
+
+@functools.partial(jax.jit, static_argnames="wanted")
+def _worth_keeping(s: Lanczos, *, wanted: Wanted) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Ritz values, their coefficients in V, and which is the first of the last new direction."""
     kept = wanted.padded((s.rows - s.block - sum(wanted)) // 3)
     theta, S, _ = ritz(s)
     i = kept.indices(theta, s.step)
     latest = led_to(s, S)[i]
     i = i[jnp.argsort(latest)]  # those before the last new direction first
-    return state._replace(krylov=lanczos.restarted(s, theta[i], S[:, i], jnp.sum(~latest)))
+    return theta[i], S[:, i], jnp.sum(~latest)
 
 
 def _scale(theta: jax.Array, residuals: jax.Array) -> jax.Array:
