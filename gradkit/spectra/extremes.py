@@ -82,9 +82,9 @@ def eigsh(
     Differs: a breakdown goes on in a new random direction; values are Rayleigh quotients of the
     vectors returned.
 
-    Cost: one product a step and k for the residuals; at most `max_products` + block + 2 trees of
-    memory, outside `jit` at most twice the steps taken, or 48; `basis` + block + 2 with `basis`,
-    and k more at the end.
+    Cost: one product a step and k for the residuals; at most `max_products` + block + 4 trees of
+    memory, outside `jit` at most thrice the steps taken, or 48; with `basis` that many + block + 4,
+    and a third more at a restart; 2 k more at the end.
 
     Args:
         A: symmetric operator of dimension n.
@@ -141,8 +141,9 @@ class Basis(NamedTuple):
     Attributes:
         size: how many; the search restarts when there are so many.
         dtype: in which they are stored; the operator's by default. In bfloat16 they take half the
-            memory, and residuals below 2⁻⁹ of the largest |θ| cannot be had; the error of an
-            eigenvalue is of the order of its residual squared over its distance from the others.
+            memory, but on a CPU, where XLA computes with wide copies of them. Residuals below 2⁻⁹
+            of the largest |θ| cannot be had; the error of an eigenvalue is of the order of its
+            residual squared over its distance from the others.
     """
 
     size: int | None = None
@@ -206,10 +207,10 @@ def search(
     """
     n, k = A.dimension, sum(wanted)
     basis = basis if isinstance(basis, Basis) else Basis(basis)
-    most, most_rows = _limits(n, k, max_products, basis.size, block)
+    most, most_rows = limits(n, k, max_products, basis.size, block)
     traced = tree.traced(A, key, tol, v0)
-    begins_small = most_rows >= 2 * SMALL_BLOCK and basis.size is None and not traced
-    rows = min(max(SMALL_BLOCK, 3 * k), most_rows) if begins_small else most_rows
+    grows = basis.size is None and not traced
+    rows = first_rows(k, most_rows) if grows else most_rows
     krylov = lanczos.init(A, _starts(A, v0, block), key, rows=rows, block=block, dtype=basis.dtype)
     none, no = jnp.zeros((), jnp.int32), jnp.zeros((), bool)
     state = Search(krylov, jnp.array(tol, krylov.H.dtype), no, none, jnp.full_like(none, most))
@@ -236,8 +237,13 @@ def ended(krylov: Lanczos, tol: jax.Array) -> Search:
     return Search(krylov, tol, jnp.ones((), bool), krylov.step, krylov.step)
 
 
-def _limits(n: int, k: int, max_products: int | None, size: int | None, block: int):
-    """The most products before the residuals, and the most rows of the basis."""
+def first_rows(k: int, most: int) -> int:
+    """Returns the rows of a basis that begins small, to double until it has so many at most."""
+    return min(max(SMALL_BLOCK, 3 * k), most) if most >= 2 * SMALL_BLOCK else most
+
+
+def limits(n: int, k: int, max_products: int | None, size: int | None, block: int):
+    """Returns the most products before the residuals, and the most rows of the basis."""
     if max_products is None:
         max_products = min(n + k, 20 * k + 100) if size is None else 10 * (20 * k + 100)
     if max_products < 2 * k:
@@ -352,7 +358,7 @@ def eigenpairs(
     """Returns the wanted Ritz pairs of a search, with residuals measured by one product each."""
     pairs, scale = _ritz_pairs(state, A.domain, wanted=wanted)
     measured = _Measured(pairs, jnp.zeros_like(state.products))
-    pairs = chosen(drive)(_measure, A, measured, until=_all_measured).pairs
+    pairs = chosen(drive, owned=True)(_measure, A, measured, until=_all_measured).pairs
     return _ascending(pairs, state.tol, scale)
 
 

@@ -15,6 +15,7 @@ from gradkit.spectra.condition import Interval, interval
 from gradkit.spectra.critical_point import CriticalPoint, classified
 from gradkit.spectra.density import Density, density
 from gradkit.spectra.extremes import Basis, Eigenpairs, Wanted, eigenpairs, search
+from gradkit.spectra.memory import ALL, Memory, fitting
 from gradkit.spectra.ritz import RitzValues, ritz_values
 from gradkit.spectra.samples import FEWEST, mean_of, root_of
 from gradkit.spectra.trace import Estimate
@@ -55,6 +56,7 @@ class Spectrum(NamedTuple):
         ritz: the Ritz values that ends, condition number and `negative` rest on.
         dimension: n.
         products: products with the operator in all.
+        memory: how the vectors were kept within `memory_limit`; None without one.
     """
 
     largest: Eigenpairs
@@ -67,6 +69,7 @@ class Spectrum(NamedTuple):
     ritz: RitzValues
     dimension: int
     products: jax.Array
+    memory: Memory | None = None
 
     def shifted_condition(self, shift: float | jax.Array) -> Interval:
         """Returns the interval for the condition number of A + shift · I, without a product."""
@@ -104,6 +107,7 @@ def spectrum(
     tol: float | jax.Array = 1e-5,
     max_products: int | None = None,
     basis: int | Basis | None = None,
+    memory_limit: float | None = None,
     check: bool = True,
     drive: Drive | None = None,
 ) -> Spectrum:
@@ -112,7 +116,7 @@ def spectrum(
     One Lanczos run serves both ends, the condition number and the count of negative eigenvalues;
     the probes of the density serve trace, Frobenius norm and the estimate of that count.
 
-    Cost: as `eigsh` with k = top + bottom, and `density`; 4 products for the check.
+    Cost: as `eigsh` with k = top + bottom, and then `density`; 4 products for the check.
 
     Args:
         A: symmetric operator of dimension n.
@@ -124,19 +128,32 @@ def spectrum(
         tol: eigenpairs are converged at a residual of tol times the largest |θ|.
         max_products: most products to spend on the ends, as for `eigsh`.
         basis: most vectors to keep, as for `eigsh`.
+        memory_limit: the most bytes of the device's memory to take besides the operator's own
+            arrays, outside `jit`: `basis` is chosen by it, and `memory` of the result says how.
+            Compiles one product more, of which XLA tells what it takes.
         check: test the operator first, by `check_operator`; left out inside `jit`.
         drive: `gk.in_jit` or `gk.on_host`; by default what suits the operator.
 
     Raises:
         ValueError: top, bottom, probes or steps out of range, or the operator failed the check: it
-            is not linear, not symmetric, not repeatable, or its products are not finite.
+            is not linear, not symmetric, not repeatable, or its products are not finite; nothing
+            fits `memory_limit`, or it is given inside `jit` or with `basis`.
     """
     n = A.dimension
     for name, value, least in (("top", top, 1), ("bottom", bottom, 1), ("probes", probes, 0)):
         if value < least:
             raise ValueError(f"{name}: expected at least {least}, got {value}")
     check_key, ends_key, density_key = jax.random.split(key, 3)
-    checked = check and not tree.traced(A, key)
+    traced, memory = tree.traced(A, key), None
+    if memory_limit is not None:
+        if traced or basis is not None:
+            came = "within jit" if traced else "with basis"
+            raise ValueError(f"memory_limit: chooses the basis outside jit; got it {came}")
+        memory, drive = fitting(
+            A, memory_limit, top=min(top, n), bottom=min(bottom, n), most=max_products, drive=drive
+        )
+        basis = None if memory.strategy == ALL else memory.basis
+    checked = check and not traced
     if checked:
         _require_sound(A, check_key)
     largest, smallest = Wanted(largest=min(top, n)), Wanted(smallest=min(bottom, n))
@@ -145,10 +162,11 @@ def spectrum(
         A, both, key=ends_key, tol=tol, max_products=max_products, basis=basis, drive=drive
     )
     ritz = ritz_values(found.krylov, jnp.minimum(found.products, found.krylov.rows))
+    ends = [eigenpairs(A, found, wanted=wanted, drive=drive) for wanted in (largest, smallest)]
+    found = found._replace(krylov=None)  # its basis is given back
     curve = None
     if probes:
         curve = density(A, key=density_key, probes=probes, steps=steps, drive=drive)
-    ends = [eigenpairs(A, found, wanted=wanted, drive=drive) for wanted in (largest, smallest)]
     spent = found.products + min(top, n) + min(bottom, n) + (4 if checked else 0)
     return Spectrum(
         *ends,
@@ -160,6 +178,7 @@ def spectrum(
         ritz=ritz,
         dimension=n,
         products=spent if curve is None else spent + curve.products,
+        memory=memory,
     )
 
 
