@@ -96,7 +96,7 @@ class Parameter:
     @property
     def choices(self) -> tuple[str, ...]:
         """The only texts it takes, where its annotation lists them."""
-        if self.kind != "text" or "Literal[" not in self.annotation:
+        if self.kind not in ("text", "dtype") or "Literal[" not in self.annotation:
             return ()
         return tuple(re.findall(r"""["'](\w+)["']""", self.annotation))
 

@@ -208,7 +208,7 @@ def _argument(parameter: Parameter, value: Any, path: KeyPath, problems: Problem
 
 
 def _choices(parameter: Parameter) -> tuple[str, ...]:
-    return _DTYPES if parameter.kind == "dtype" else parameter.choices
+    return parameter.choices or (_DTYPES if parameter.kind == "dtype" else ())
 
 
 def _expected(parameter: Parameter) -> str:

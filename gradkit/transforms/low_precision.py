@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ class Packed(NamedTuple):
 
 def low_precision(
     inner: optax.GradientTransformation,
-    dtype: DTypeLike = jnp.bfloat16,
+    dtype: Literal["bfloat16", "int8"] | DTypeLike = "bfloat16",
     *,
     block_size: int = 256,
     min_size: int = 4096,

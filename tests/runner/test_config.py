@@ -435,6 +435,10 @@ def test_a_config_without_an_optimizer(write):
             "optimizer.mu_dtype: expected one of bfloat16, float16, float32, float64, "
             "complex64, complex128, got 'float3' (text); did you mean float32",
         ),
+        (
+            "\n  name: low_precision\n  inner: adam\n  dtype: int4",
+            "optimizer.dtype: expected one of bfloat16, int8, got 'int4' (text); did you mean int8",
+        ),
         ("\n  name: adam\n  mu_dtype: [1]", "optimizer.mu_dtype: expected one of bfloat16"),
         (
             "\n  name: optax.lbfgs\n  memory_size: 3.5",
