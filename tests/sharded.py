@@ -5,6 +5,7 @@ It prints a line for each thing that differs from one device, and "done".
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 
@@ -16,33 +17,45 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import gradkit as gk
+from gradkit.runner.catalog import catalog
 
 OPTIMIZERS = [
     name
     for name in gk.__all__
     if gk._INDEX[name].startswith("gradkit.optimizers.") and not name.startswith("scale_by_")
 ]
+GIVEN = {
+    **dict.fromkeys(("inner", "fast_optimizer"), gk.adam(0.1)),
+    **dict.fromkeys(("clipping", "max_delta", "max_norm", "learning_rate", "eta", "gamma"), 0.1),
+    "every": 2,
+    "decay": 0.9,
+    "mask": "w",
+    "transforms": {"few": gk.adam(0.1), "more": gk.sgd(0.1)},
+    "param_labels": {"w": "few", "t": "more", "b": "more", "c": "few", "s": "few"},
+}
+"""The arguments that transformations must be given."""
 WRAPPED = {
-    "accumulate": lambda: gk.accumulate(gk.adam(0.1), 2),
-    "average_params": lambda: gk.chain(gk.sgd(0.1), gk.average_params()),
-    "clip_by_global_norm": lambda: gk.chain(gk.clip_by_global_norm(0.1), gk.adamw(0.1)),
-    "lookahead": lambda: gk.lookahead(gk.adam(0.1)),
+    "average_params in a chain": lambda: gk.chain(gk.sgd(0.1), gk.average_params()),
+    "clip_by_global_norm in a chain": lambda: gk.chain(gk.clip_by_global_norm(0.1), gk.adamw(0.1)),
     "low_precision, bfloat16": lambda: gk.low_precision(gk.adam(0.1), min_size=8),
     "low_precision, int8": lambda: gk.low_precision(
         gk.adam(0.1), jnp.int8, block_size=4, min_size=8
     ),
-    "master_weights": lambda: gk.master_weights(gk.adam(0.1)),
-    "scale_by_sharpness": lambda: gk.scale_by_sharpness(0.5, every=2),
-    "sharpness_aware": lambda: gk.sharpness_aware(gk.adam(0.1)),
-    "soap, the quadratic model": lambda: gk.chain(
+    "scale_by_quadratic_model": lambda: gk.chain(
         gk.scale_by_soap(b1=0.0), gk.scale_by_quadratic_model()
     ),
 }
-WHOLE = ("newton", "bfgs", "shampoo", "soap", "soap, the quadratic model")
-"""Those whose matrices are of whole leaves, or of all of them: they gather."""
+WHOLE = ("newton", "bfgs", "shampoo", "soap", "scale_by_quadratic_model", "stack_small_leaves")
+"""Those whose matrices or stacks are of whole leaves, or of all of them: they gather."""
 
-SPECS = {"w": P("rows", "columns"), "t": P(None, "rows"), "b": P("columns"), "s": P()}
-SHAPES = {"w": (8, 8), "t": (4, 8, 2), "b": (8,), "s": ()}
+SPECS = {
+    "w": P("rows", "columns"),
+    "t": P(None, "rows"),
+    "b": P("columns"),
+    "c": P("rows"),
+    "s": P(),
+}
+SHAPES = {"w": (8, 8), "t": (4, 8, 2), "b": (8,), "c": (8,), "s": ()}
 KEY = jax.random.key(1)
 
 
@@ -62,11 +75,18 @@ def loss(params, batch):
     return sum(jax.tree.leaves(terms)) + 0.01 * total**2
 
 
-def network(params, batch):
-    """A network whose weights are gathered for its products, as with FSDP; a mean over examples."""
-    hidden, last = (x if jax.typeof(x).sharding.mesh.empty else whole(x) for x in params)
-    outputs = jnp.tanh(batch["x"] @ hidden) @ last
+def outputs(params, batch):
+    """Of a network whose weights are gathered for its products, as with FSDP."""
+    hidden, last = map(whole, params)
+    return jnp.tanh(batch["x"] @ hidden) @ last
+
+
+def squared(outputs, batch):
     return jnp.mean((outputs - batch["y"]) ** 2)
+
+
+NETWORK = gk.Problem(predict=outputs, criterion=squared)
+network = NETWORK.value
 
 
 def whole(x):
@@ -91,8 +111,25 @@ def steps(tx, params, state, batch, shardings=None):
 
 
 def optimizers(mesh):
+    yield from updates(mesh, {name: getattr(gk, name) for name in OPTIMIZERS})
+
+
+def transforms(mesh):
+    """Every link in `gradkit.transforms`, as the catalog knows them."""
+    links = {
+        entry.name: functools.partial(
+            getattr(gk, entry.name),
+            **{p.name: GIVEN[p.name] for p in entry.parameters if p.required},
+        )
+        for entry in catalog().values()
+        if entry.kind == "transformation"
+        and gk._INDEX.get(entry.name, "").startswith("gradkit.transforms.")
+    }
+    yield from updates(mesh, links | WRAPPED)
+
+
+def updates(mesh, making):
     put = {name: NamedSharding(mesh, spec) for name, spec in SPECS.items()}
-    making = {name: getattr(gk, name) for name in OPTIMIZERS} | WRAPPED
     for name, make in making.items():
         tx = make()
         expected, _, _ = steps(tx, begun(), tx.init(begun()), scales())
@@ -107,11 +144,16 @@ def optimizers(mesh):
         yield from misplaced(f"{name}: parameters", params, put)
         yield from misplaced(f"{name}: state", state, shardings)
         yield from apart(name, params, expected)
-        found = set(re.findall(r"\w+\[([\d,]+)\]\S* all-gather", compiled.as_text()))
-        shapes = [tuple(map(int, shape.split(","))) for shape in found]
-        gathers = [shape for shape in shapes if np.prod(shape) >= SHAPES["b"][0]]
-        if bool(gathers) != (name in WHOLE):
-            yield f"{name}: gathers {gathers}"
+        large = gathers(compiled)
+        if bool(large) != (name in WHOLE):
+            yield f"{name}: gathers {large}"
+
+
+def gathers(compiled):
+    """The shapes of parameters' size that a compiled function gathers."""
+    found = set(re.findall(r"\w+\[([\d,]+)\]\S* all-gather", compiled.as_text()))
+    shapes = [tuple(map(int, shape.split(","))) for shape in found]
+    return [shape for shape in shapes if np.prod(shape) >= SHAPES["b"][0]]
 
 
 def spectra(mesh):
@@ -138,20 +180,27 @@ def spectra(mesh):
         ),
         "minimize": lambda *at: gk.minimize(lambda q: loss(q, at[1]), at[0], tol=1e-8).value,
     }
-    for name, quantity in quantities.items():
-        expected = quantity(begun(), scales())
-        with jax.set_mesh(mesh):
-            got = quantity(*jax.device_put((begun(), scales()), (put, put)))
-        yield from apart(name, got, expected)
+    yield from compared(mesh, quantities, (begun(), scales()), (put, put))
+    with jax.set_mesh(mesh):
+        at = jax.device_put((begun(), scales()), (put, put))
+        product = jax.jit(lambda p, b, v: operator(p, b) @ v, out_shardings=put)
+        compiled = product.lower(*at, at[0]).compile()
+    if large := gathers(compiled):
+        yield f"product: gathers {large}"
 
 
-def networks(mesh):
-    """Weights split over both axes and examples over one: products and steps."""
+def split_network(mesh):
+    """Parameters and batch of a network; weights split over both axes and examples over one."""
     keys = jax.random.split(KEY, 4)
     params = jax.random.normal(keys[0], (8, 16)) / 3, jax.random.normal(keys[1], (16, 2)) / 4
     batch = {"x": jax.random.normal(keys[2], (64, 8)), "y": jax.random.normal(keys[3], (64, 2))}
-    split = NamedSharding(mesh, P("rows", "columns"))
-    examples = NamedSharding(mesh, P("rows"))
+    split, examples = NamedSharding(mesh, P("rows", "columns")), NamedSharding(mesh, P("rows"))
+    return (params, batch), ((split, split), {"x": examples, "y": examples})
+
+
+def networks(mesh):
+    """Gradient, products and steps."""
+    single, shardings = split_network(mesh)
 
     def after(tx, params, batch):
         def step(params, state):
@@ -172,11 +221,60 @@ def networks(mesh):
         "trust_region": lambda *at: after(gk.trust_region(), *at),
         "lbfgs": lambda *at: after(gk.lbfgs(), *at),
     }
+    yield from compared(mesh, quantities, single, shardings)
+
+
+def curvatures(mesh):
+    """Every operator, and what is made of several."""
+    single, shardings = split_network(mesh)
+    normal = {"key": KEY, "likelihood": "normal"}
+    batches = {"sum": lambda B: [B, jax.tree.map(lambda x: x[:32], B)]}
+    operators = {
+        "hessian": gk.hessian,
+        "gauss_newton": gk.gauss_newton,
+        "fisher": functools.partial(gk.fisher, **normal),
+        "empirical_fisher": gk.empirical_fisher,
+        "micro_batched": gk.micro_batched(gk.hessian, 16),
+        "streamed": lambda f, p, B: gk.streamed(gk.hessian)(f, p, batches["sum"](B)),
+    }
+    quantities = {
+        name: lambda *at, build=build: build(NETWORK, *at) @ at[0]
+        for name, build in operators.items()
+    } | {
+        "fisher_diagonal": lambda *at: gk.fisher_diagonal(NETWORK, *at, **normal),
+        "empirical_fisher_diagonal": lambda *at: gk.empirical_fisher_diagonal(NETWORK, *at),
+        "blocks": lambda *at: [
+            gk.eigsh(B, 1, key=KEY).values for B in gk.blocks(gk.hessian(NETWORK, *at)).values()
+        ],
+        "block_diagonal": lambda *at: gk.block_diagonal(gk.hessian(NETWORK, *at)) @ at[0],
+        "check_operator": lambda *at: gk.check_operator(gk.hessian(NETWORK, *at), key=KEY).ok,
+        "taylor_check": lambda *at: (
+            gk.taylor_check(
+                lambda q: network(q, at[1]),
+                gk.hessian(NETWORK, *at),
+                jax.grad(network)(*at),
+                at[0],
+                learning_rates=[0.1],
+            ).actual
+        ),
+        "least_squares": lambda *at: (
+            gk.least_squares(lambda q: outputs(q, at[1]) - at[1]["y"], at[0], max_steps=3).value
+        ),
+        "memory_limit": lambda *at: (
+            gk.spectrum(gk.hessian(NETWORK, *at), key=KEY, memory_limit=1e6, top=2).largest.values
+        ),
+        "on_host": lambda *at: (
+            gk.eigsh(gk.hessian(NETWORK, *at), 2, key=KEY, drive=gk.on_host).values
+        ),
+    }
+    yield from compared(mesh, quantities, single, shardings)
+
+
+def compared(mesh, quantities, single, shardings):
     for name, quantity in quantities.items():
-        expected = quantity(params, batch)
+        expected = quantity(*single)
         with jax.set_mesh(mesh):
-            at = jax.device_put((params, batch), ((split, split), {"x": examples, "y": examples}))
-            got = quantity(*at)
+            got = quantity(*jax.device_put(single, shardings))
         yield from apart(name, got, expected)
 
 

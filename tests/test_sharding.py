@@ -13,7 +13,7 @@ SCRIPT = Path(__file__).with_name("sharded.py")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ["optimizers", "spectra", "networks"])
+@pytest.mark.parametrize("part", ["optimizers", "transforms", "spectra", "networks", "curvatures"])
 @pytest.mark.parametrize("mode", ["Auto", "Explicit"])
 def test_it_is_as_on_one_device(mode, part):
     """Devices must be asked for before JAX is imported."""

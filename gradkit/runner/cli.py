@@ -324,7 +324,7 @@ def _spectrum(parsed: argparse.Namespace, arguments: Sequence[str]) -> int:
     from gradkit.runner import spectrum, subject, tables
     from gradkit.runner.devices import joined
 
-    names = ("operator", "top", "bottom", "density", "blocks", "micro_batch")
+    names = ("operator", "top", "bottom", "density", "blocks", "micro_batch", "memory_limit")
     options = spectrum.Options(**{name: getattr(parsed, name) for name in names})
     steps, data = parsed.checkpoint or "last", parsed.data or "train"
     if len(runs) > 1:

@@ -20,6 +20,7 @@ from gradkit.runner.progress import Progress
 from gradkit.spectra.density import Density
 from gradkit.spectra.density import State as DensityState
 from gradkit.spectra.extremes import Eigenpairs, Search
+from gradkit.spectra.memory import Memory
 
 PyTree = Any
 
@@ -60,9 +61,12 @@ def measure(
             steps=settings["steps"] or 1,
             tol=settings["tol"],
             check=False,
+            memory_limit=settings["memory_limit"],
             drive=gk.resumable(place, drive=_watched(label)),
         )
     except ValueError as error:
+        if str(error).startswith("memory_limit:"):
+            raise UserError(f"--{error}".replace("_", "-", 1)) from error
         if not resumed:
             raise
         raise UserError(
@@ -84,6 +88,7 @@ def measure(
         "trace": _estimate(found.trace),
         "frobenius": _estimate(found.frobenius),
         "density": None if curve is None else _about(curve, arrays, settings),
+        "memory": found.memory and _memory(found.memory),
         "products": int(found.products),
         "seconds": None if resumed else round(time.perf_counter() - started, 3),
     }
@@ -107,6 +112,10 @@ def _estimate(estimate: gk.Estimate) -> dict[str, float] | None:
     if not np.isfinite(estimate.value):  # too few probes
         return None
     return {"value": float(estimate.value), "stderr": float(estimate.stderr)}
+
+
+def _memory(kept: Memory) -> dict[str, Any]:
+    return {"strategy": kept.strategy, "vectors": kept.basis.size, "bytes": kept.bytes}
 
 
 def _about(curve: Density, arrays: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:

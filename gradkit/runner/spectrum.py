@@ -44,6 +44,7 @@ class Options:
         density: whether to estimate the density, and with it trace and Frobenius norm.
         blocks: whether to look at the diagonal block of each layer as well.
         micro_batch: most examples in memory at a time; None for all.
+        memory_limit: of `gk.spectrum`, in bytes.
     """
 
     operator: str = "hessian"
@@ -52,6 +53,7 @@ class Options:
     density: bool = True
     blocks: bool = False
     micro_batch: int | None = None
+    memory_limit: float | None = None
 
 
 def compute(subject: Subject, options: Options) -> dict[str, Any]:
@@ -130,6 +132,7 @@ def _settings(subject: Subject, options: Options) -> dict[str, Any]:
         "tol": defaults.tol,
         "seed": subject.seed,
         "micro_batch": options.micro_batch,
+        "memory_limit": options.memory_limit,
         "likelihood": subject.likelihood if options.operator == "fisher" else None,
         "sha256": subject.fingerprint,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -37,6 +38,7 @@ def add(commands: Any, action: Callable[..., int]) -> None:
     add("--density", action=argparse.BooleanOptionalAction, default=True, help="on by default")
     add("--data", type=_data, metavar="PART", help="train, test, training, or N examples, drawn")
     add("--micro-batch", type=_count, metavar="N", help="most examples in memory at a time")
+    add("--memory-limit", type=_bytes, metavar="SIZE", help="of its vectors and products: 8GB")
     peers.add(spectrum)
     spectrum.set_defaults(action=action, parser=spectrum)
 
@@ -50,6 +52,16 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number >= 1, got {text!r}")
     return int(text)
+
+
+def _bytes(text: str) -> float:
+    size = re.fullmatch(r"([0-9.]+) ?([kMGT]?)B", text)
+    try:
+        return float(size[1]) * 1000.0 ** " kMGT".index(size[2] or " ")  # type: ignore[index]
+    except (TypeError, ValueError):
+        raise argparse.ArgumentTypeError(
+            f"expected a size such as 8GB or 500MB, got {text!r}"
+        ) from None
 
 
 def _step(text: str) -> str:

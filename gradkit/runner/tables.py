@@ -87,6 +87,11 @@ def _totals(result: Result) -> list[str]:
             f"density: {density['probes']} probes of {density['steps']} steps, Wasserstein-1 error "
             f"at most {density['w1_bound']:.3g} with probability 0.95"
         )
+    if memory := result.get("memory"):
+        lines.append(
+            f"memory: {memory['strategy']}, {memory['vectors']} of them at most, "
+            f"{memory['bytes'] / 1e9:.2g} GB with the products"
+        )
     return lines
 
 

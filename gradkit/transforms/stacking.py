@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import collections
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from gradkit import tree
 from gradkit.transforms.link import Link, as_link, link, seen_from_inside, state_type
 
 PyTree = Any
+
+
+class Stacked(NamedTuple):
+    """A tree whose small leaves are stacked.
+
+    Attributes:
+        stacks: name -> (leaves, *shape of each).
+        alone: the tree, with None for each leaf that is in a stack.
+    """
+
+    stacks: dict[str, jax.Array]
+    alone: PyTree
 
 
 def stack_small_leaves(
@@ -26,6 +39,8 @@ def stack_small_leaves(
     The inner transformation must not look at whole leaves: clipping by the global norm is allowed,
     by each leaf's norm is not, nor are masks, labels and members that gradkit does not know. Those
     go around this one: `gk.partition({"decay": gk.stack_small_leaves(...), ...}, labels)`.
+
+    A stack, and what is kept for it, is whole on every device, however its leaves are sharded.
 
     Cost: one more copy of the small leaves of gradient and parameters an update.
 
@@ -67,30 +82,33 @@ def stack_small_leaves(
 
 
 def _groups(whole: PyTree, largest: int, group: int) -> list[list[int]]:
-    """The positions of the leaves in each stack; a list of one is a leaf that stays alone."""
+    """The positions of the leaves in each stack; a leaf that is in none stays alone."""
     alike = collections.defaultdict(list)
     for index, leaf in enumerate(jax.tree.leaves(whole)):
-        alone = index if leaf.size > largest else None
-        alike[leaf.shape, leaf.dtype, alone].append(index)
-    return [
+        if leaf.size <= largest:
+            alike[leaf.shape, leaf.dtype].append(index)
+    stacks = (
         members[start : start + group]
         for members in alike.values()
         for start in range(0, len(members), group)
-    ]
+    )
+    return [members for members in stacks if len(members) > 1]
 
 
-def _stacked(whole: PyTree, groups: list[list[int]]) -> list[jax.Array]:
-    leaves = jax.tree.leaves(whole)
-    return [
-        jnp.stack([leaves[i] for i in members]) if len(members) > 1 else leaves[members[0]]
-        for members in groups
-    ]
-
-
-def _unstacked(stacks: list[jax.Array], whole: PyTree, groups: list[list[int]]) -> PyTree:
+def _stacked(whole: PyTree, groups: list[list[int]]) -> Stacked:
     leaves, structure = jax.tree.flatten(whole)
-    for stack, members in zip(stacks, groups, strict=True):
-        rows = stack if len(members) > 1 else [stack]
-        for row, index in zip(rows, members, strict=True):
-            leaves[index] = row
+    stacks = {}
+    for number, members in enumerate(groups):
+        stacks[f"stack {number}"] = jnp.stack([tree.gathered(leaves[i]) for i in members])
+        for i in members:
+            leaves[i] = None
+    return Stacked(stacks, structure.unflatten(leaves))
+
+
+def _unstacked(stacked: Stacked, whole: PyTree, groups: list[list[int]]) -> PyTree:
+    like, structure = jax.tree.flatten(whole)
+    leaves = structure.flatten_up_to(stacked.alone)
+    for number, members in enumerate(groups):
+        for row, i in zip(stacked.stacks[f"stack {number}"], members, strict=True):
+            leaves[i] = tree.spread(row, like[i])
     return structure.unflatten(leaves)

@@ -306,6 +306,21 @@ def test_micro_batches_are_the_whole_batch(here):
 
 
 @pytest.mark.slow
+def test_a_memory_limit_keeps_fewer_vectors_and_says_so(here, capsys):
+    """Beside what a product takes, which XLA tells: 400 trees are more than there are vectors."""
+    found = {}
+    for size in ("60kB", "1GB"):
+        options = ("--memory-limit", size, "--no-density", "--top", "2", "--bottom", "2")
+        assert run_command("spectrum", "run", *options) == 0
+        kept = json.loads(Path("run/spectrum.json").read_text())
+        found[size] = kept["memory"]["strategy"]
+        assert_ends_are(kept, exact(next(subject.of_run(record.open_record("run")))))
+        assert kept["memory"]["bytes"] <= kept["settings"]["memory_limit"]
+        assert f"memory: {kept['memory']['strategy']}, " in capsys.readouterr().out
+    assert found == {"60kB": "restarted", "1GB": "all vectors"}
+
+
+@pytest.mark.slow
 def test_an_earlier_plain_spectrum_makes_room_for_a_later_one(here):
     shutil.move("run/checkpoints/000018", "later")
     assert run_command("spectrum", "run", "--no-density") == 0
