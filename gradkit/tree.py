@@ -130,10 +130,26 @@ def gathered(x: jax.Array, *axes: int) -> jax.Array:
 def shards(x: Any, axis: int) -> int:
     """Returns over how many devices the type of x says that an axis is split."""
     given = type_sharding(x)
-    names = None if given is None else given.spec[axis]
-    if names is None or given is None:
-        return 1
-    return math.prod(given.mesh.shape[n] for n in ((names,) if isinstance(names, str) else names))
+    return 1 if given is None else math.prod(given.mesh.shape[n] for n in _names(given, axis))
+
+
+def not_split_as(batch: PyTree, a: PyTree) -> PyTree:
+    """Returns a tree whole along the axes of a mesh that the examples of a batch are split over."""
+    given = [type_sharding(x) for x in jax.tree.leaves(batch)]
+    taken = {name for each in given if each is not None for name in _names(each, 0)}
+
+    def leaf(x):
+        sharding = type_sharding(x)
+        axes = [i for i in range(x.ndim) if sharding and taken.intersection(_names(sharding, i))]
+        return gathered(x, *axes) if axes else x
+
+    return jax.tree.map(leaf, a)
+
+
+def _names(given: jax.sharding.NamedSharding, axis: int) -> tuple[str, ...]:
+    """The axes of the mesh that an axis of an array is split over."""
+    names = given.spec[axis]
+    return (names,) if isinstance(names, str) else names or ()
 
 
 def spread(x: jax.Array, like: Any) -> jax.Array:

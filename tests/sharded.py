@@ -39,7 +39,7 @@ WRAPPED = {
     "clip_by_global_norm in a chain": lambda: gk.chain(gk.clip_by_global_norm(0.1), gk.adamw(0.1)),
     "low_precision, bfloat16": lambda: gk.low_precision(gk.adam(0.1), min_size=8),
     "low_precision, int8": lambda: gk.low_precision(
-        gk.adam(0.1), jnp.int8, block_size=4, min_size=8
+        gk.adam(0.1), jnp.int8, block_size=2, min_size=8
     ),
     "scale_by_quadratic_model": lambda: gk.chain(
         gk.scale_by_soap(b1=0.0), gk.scale_by_quadratic_model()
@@ -227,21 +227,24 @@ def networks(mesh):
 def curvatures(mesh):
     """Every operator, and what is made of several."""
     single, shardings = split_network(mesh)
-    normal = {"key": KEY, "likelihood": "normal"}
-    batches = {"sum": lambda B: [B, jax.tree.map(lambda x: x[:32], B)]}
     operators = {
         "hessian": gk.hessian,
         "gauss_newton": gk.gauss_newton,
-        "fisher": functools.partial(gk.fisher, **normal),
+        **{
+            f"fisher, {name}": functools.partial(gk.fisher, key=KEY, likelihood=name)
+            for name in ("normal", "bernoulli", "categorical")
+        },
         "empirical_fisher": gk.empirical_fisher,
         "micro_batched": gk.micro_batched(gk.hessian, 16),
-        "streamed": lambda f, p, B: gk.streamed(gk.hessian)(f, p, batches["sum"](B)),
+        "streamed": lambda f, p, B: gk.streamed(gk.hessian)(f, p, [B, jax.tree.map(jnp.cos, B)]),
     }
     quantities = {
         name: lambda *at, build=build: build(NETWORK, *at) @ at[0]
         for name, build in operators.items()
     } | {
-        "fisher_diagonal": lambda *at: gk.fisher_diagonal(NETWORK, *at, **normal),
+        "fisher_diagonal": lambda *at: gk.fisher_diagonal(
+            NETWORK, *at, key=KEY, likelihood="categorical"
+        ),
         "empirical_fisher_diagonal": lambda *at: gk.empirical_fisher_diagonal(NETWORK, *at),
         "blocks": lambda *at: [
             gk.eigsh(B, 1, key=KEY).values for B in gk.blocks(gk.hessian(NETWORK, *at)).values()

@@ -25,7 +25,8 @@ def micro_batched(curvature: Callable[..., Operator], size: int) -> Callable[...
 
     A v = Σ nᵢ Aᵢ v / Σ nᵢ over micro-batches of nᵢ = `size` examples, the last of what is left: the
     operator of all data where the loss is a mean over examples that do not see each other, as in
-    batch normalization they do.
+    batch normalization they do. Of data split over devices, a size that divides their number takes
+    as many examples of each device.
 
     Differs: what is random is drawn for each micro-batch, with `key` folded by its number.
 
@@ -209,11 +210,10 @@ class _Scanned:
     def __call__(self, params: PyTree, arrays: dict, data: PyTree, v: PyTree) -> PyTree:
         n, size = len(jax.tree.leaves(data)[0]), self.size
         whole, left = divmod(n, size)
+        cut = part_of if not left else _slice_of
 
         def add(total, number):
-            batch = jax.tree.map(
-                lambda x: jax.lax.dynamic_slice_in_dim(x, number * size, size), data
-            )
+            batch = cut(data, number, size)
             return self.summand.added(total, params, arrays, batch, number, size, v), None
 
         total = tree.wide_zeros(v)
@@ -223,6 +223,21 @@ class _Scanned:
             batch = jax.tree.map(lambda x: x[whole * size :], data)
             total = self.summand.added(total, params, arrays, batch, whole, left, v)
         return _mean(total, float(n), v)
+
+
+def part_of(data: PyTree, number: Any, size: int) -> PyTree:
+    """Every k-th example from a number on, of k · size: as many of each device that has some."""
+
+    def part(x):
+        rows = jnp.reshape(x, (size, x.shape[0] // size, *x.shape[1:]))
+        return jax.lax.dynamic_index_in_dim(rows, number, axis=1, keepdims=False)
+
+    return jax.tree.map(part, data)
+
+
+def _slice_of(data: PyTree, number: Any, size: int) -> PyTree:
+    """So many examples, one after the other; no copy is made of those that are in no whole part."""
+    return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, number * size, size), data)
 
 
 @dataclasses.dataclass(frozen=True)

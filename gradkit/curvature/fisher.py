@@ -19,7 +19,7 @@ from jax.tree_util import Partial
 
 from gradkit import tree
 from gradkit.core import Problem, as_problem
-from gradkit.curvature.batches import examples
+from gradkit.curvature.batches import examples, part_of
 from gradkit.curvature.gauss_newton import (
     Jacobian,
     congruence,
@@ -84,7 +84,8 @@ def empirical_fisher_diagonal(problem: Problem | Callable, params: PyTree, batch
     As `diagonal` of `gk.observe` it preconditions `gk.hessian_free`.
 
     Cost: a gradient of each example: the matrix products of one gradient of the batch, and n
-    numbers written for each parameter, so many examples at a time that they are 2²⁴ at most.
+    numbers written for each parameter, so many examples at a time that they are 2²⁴ at most on a
+    device. In Explicit mode, parameters split over the axis of the examples are gathered.
 
     Args:
         problem: a `Problem`, or a plain `loss(params, batch)`, evaluated on each example as a batch
@@ -107,24 +108,28 @@ def empirical_fisher_diagonal(problem: Problem | Callable, params: PyTree, batch
     """
     n = examples(batch, "empirical_fisher_diagonal: the batch")
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    at_once = max(1, min(n, _AT_ONCE // max(1, size)))
+    devices = min(tree.shards(x, 0) for x in jax.tree.leaves(batch))
+    at_once = min(n, devices * max(1, _AT_ONCE // max(1, size)))
+    theta = tree.not_split_as(batch, params)  # a gradient has the axis of examples besides
     gradient = jax.grad(as_problem(problem).value)
 
     def squares(part):
         """The sum over some examples."""
-        g = jax.vmap(lambda example: gradient(params, jax.tree.map(lambda x: x[None], example)))
+        g = jax.vmap(lambda example: gradient(theta, jax.tree.map(lambda x: x[None], example)))
         return jax.tree.map(lambda x: jnp.sum(tree.square(x), axis=0), g(part))
 
+    def add(total, number):
+        return jax.tree.map(jnp.add, total, squares(part_of(most, number, at_once))), None
+
     whole = n // at_once * at_once
-    parts = jax.tree.map(lambda x: jnp.reshape(x[:whole], (-1, at_once, *jnp.shape(x)[1:])), batch)
-    total = squares(jax.tree.map(lambda x: x[0], parts))
+    most = jax.tree.map(lambda x: x[:whole], batch)
+    total, _ = add(tree.wide_zeros(theta), 0)
     if whole > at_once:
-        rest = jax.tree.map(lambda x: x[1:], parts)
-        add = functools.partial(jax.tree.map, jnp.add)
-        total, _ = jax.lax.scan(lambda t, part: (add(t, squares(part)), None), total, rest)
+        total, _ = jax.lax.scan(add, total, jnp.arange(1, whole // at_once))
     if whole < n:
-        total = jax.tree.map(jnp.add, total, squares(jax.tree.map(lambda x: x[whole:], batch)))
-    return jax.tree.map(lambda t, p: (t / n).astype(p.dtype), total, params)
+        rest = squares(jax.tree.map(lambda x: tree.gathered(x, 0)[whole:], batch))
+        total = jax.tree.map(jnp.add, total, rest)
+    return jax.tree.map(lambda t, p: tree.spread((t / n).astype(p.dtype), p), total, params)
 
 
 def fisher(
@@ -279,7 +284,8 @@ def _drawn(z: PyTree, key: Any, likelihood: str, samples: int) -> PyTree:
 
     def draw(key):
         keys = jax.random.split(key, len(leaves))
-        return [_SCORE[likelihood](k, x) for k, x in zip(keys, leaves, strict=True)]
+        drawn = (_SCORE[likelihood](k, x) for k, x in zip(keys, leaves, strict=True))
+        return list(map(tree.spread, drawn, leaves))
 
     return structure.unflatten(jax.vmap(draw)(jax.random.split(key, samples)))
 

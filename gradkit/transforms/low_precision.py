@@ -55,7 +55,8 @@ def low_precision(
     Differs: levels are fourth roots, computed, where theirs are a table; in each decade from the
     largest on there are as many, or nearly: 56, 31, 18, 10, 6, 3, 2, 1 against 64, 32, 16 and so
     on. Blocks are along the last axis, equal, and a power of two in number, so that they are split
-    as a sharded leaf is. Random bits are a hash of the step and the position: a run repeats itself.
+    as a sharded leaf is; where a device has less of the axis than a block, it is gathered. Random
+    bits are a hash of the step and the position: a run repeats itself.
 
     Cost: 2 bytes a number, or 1 and 4 a block, where float32 takes 4: Adam's state is 4 or 2.03
     bytes a parameter. A few operations a number each way, which XLA fuses into the update.
