@@ -39,7 +39,7 @@ WRAPPED = {
     "clip_by_global_norm in a chain": lambda: gk.chain(gk.clip_by_global_norm(0.1), gk.adamw(0.1)),
     "low_precision, bfloat16": lambda: gk.low_precision(gk.adam(0.1), min_size=8),
     "low_precision, int8": lambda: gk.low_precision(
-        gk.adam(0.1), jnp.int8, block_size=2, min_size=8
+        gk.adam(0.1), jnp.int8, block_size=4, min_size=8
     ),
     "scale_by_quadratic_model": lambda: gk.chain(
         gk.scale_by_soap(b1=0.0), gk.scale_by_quadratic_model()
@@ -55,7 +55,7 @@ SPECS = {
     "c": P("rows"),
     "s": P(),
 }
-SHAPES = {"w": (8, 8), "t": (4, 8, 2), "b": (8,), "c": (8,), "s": ()}
+SHAPES = {"w": (8, 8), "t": (4, 8, 2), "b": (16,), "c": (16,), "s": ()}
 KEY = jax.random.key(1)
 
 
