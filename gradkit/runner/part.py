@@ -50,7 +50,6 @@ def measure(
         UserError: the folder holds the state of another computation.
     """
     n, resumed, started = A.dimension, by_first(place.exists), time.perf_counter()
-    place.parent.mkdir(parents=True, exist_ok=True)
     try:
         found = gk.spectrum(
             A,
@@ -66,7 +65,8 @@ def measure(
         )
     except ValueError as error:
         if str(error).startswith("memory_limit:"):
-            raise UserError(f"--{error}".replace("_", "-", 1)) from error
+            words = str(error).replace("memory_limit", "--memory-limit")
+            raise UserError(words.replace("gk.micro_batched", "--micro-batch")) from error
         if not resumed:
             raise
         raise UserError(

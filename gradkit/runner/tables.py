@@ -89,8 +89,8 @@ def _totals(result: Result) -> list[str]:
         )
     if memory := result.get("memory"):
         lines.append(
-            f"memory: {memory['strategy']}, {memory['vectors']} of them at most, "
-            f"{memory['bytes'] / 1e9:.2g} GB with the products"
+            f"memory: {memory['strategy']}, {memory['vectors']} at most, "
+            f"{memory['bytes'] / 1e6:,.1f} MB with the products"
         )
     return lines
 

@@ -773,11 +773,6 @@ CASES = {
     "spectrum of no size": Case(
         "spectrum run --memory-limit 8", "expected a size such as 8GB | got '8' | 500MB"
     ),
-    "spectrum in too little": Case(
-        "spectrum run --memory-limit 1kB",
-        "--memory-limit: expected at least | got 1,000 | ask for fewer eigenvalues",
-        run=True,
-    ),
     "spectrum of too many": Case(
         "spectrum run --top 1000",
         "expected 1 to 27 | got 1000 | the number of parameters",
