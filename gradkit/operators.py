@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from gradkit import tree
+from gradkit import shardings, tree
 
 PyTree = Any
 
@@ -246,5 +246,5 @@ def _primitives(jaxpr: Any) -> set[str]:
 def _text(leaf: jax.ShapeDtypeStruct | None) -> str:
     if leaf is None:
         return "no leaf"
-    given = tree.type_sharding(leaf)
+    given = shardings.of(leaf)
     return f"{leaf.dtype}{list(leaf.shape)}" + (f" sharded {given.spec}" if given else "")

@@ -20,6 +20,8 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
+from gradkit import shardings
+
 PyTree = Any
 
 
@@ -95,73 +97,15 @@ def shapes(domain: PyTree) -> PyTree:
     """Returns `domain` with every array replaced by its shape and dtype."""
 
     def leaf(x):
-        return jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x), sharding=type_sharding(x))
+        return jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x), sharding=shardings.of(x))
 
     return jax.tree.map(leaf, domain)
 
 
-def type_sharding(x: Any, leading: int = 0) -> jax.sharding.NamedSharding | None:
-    """Returns the sharding that is part of an array's type, as in JAX's Explicit mode.
-
-    None where no axis is sharded, and in Auto mode, in which the compiler decides.
-
-    Args:
-        x: array or `jax.ShapeDtypeStruct`.
-        leading: axes before those of x, which are not sharded.
-    """
-    given = jax.typeof(x).sharding
-    if all(axis is None for axis in given.spec):
-        return None
-    spec = jax.sharding.PartitionSpec(*[None] * leading, *given.spec)
-    return jax.sharding.NamedSharding(given.mesh, spec)
-
-
-def gathered(x: jax.Array, *axes: int) -> jax.Array:
-    """Returns x with these axes whole on every device, or all, where Explicit mode asks for it."""
-    given = type_sharding(x)
-    if given is None:
-        return x
-    whole = {axis % x.ndim for axis in axes or range(x.ndim)}
-    spec = (None if axis in whole else name for axis, name in enumerate(given.spec))
-    kept = jax.sharding.PartitionSpec(*spec)
-    return jax.reshard(x, jax.sharding.NamedSharding(given.mesh, kept))
-
-
-def shards(x: Any, axis: int) -> int:
-    """Returns over how many devices the type of x says that an axis is split."""
-    given = type_sharding(x)
-    return 1 if given is None else math.prod(given.mesh.shape[n] for n in _names(given, axis))
-
-
-def not_split_as(batch: PyTree, a: PyTree) -> PyTree:
-    """Returns a tree whole along the axes of a mesh that the examples of a batch are split over."""
-    given = [type_sharding(x) for x in jax.tree.leaves(batch)]
-    taken = {name for each in given if each is not None for name in _names(each, 0)}
-
-    def leaf(x):
-        sharding = type_sharding(x)
-        axes = [i for i in range(x.ndim) if sharding and taken.intersection(_names(sharding, i))]
-        return gathered(x, *axes) if axes else x
-
-    return jax.tree.map(leaf, a)
-
-
-def _names(given: jax.sharding.NamedSharding, axis: int) -> tuple[str, ...]:
-    """The axes of the mesh that an axis of an array is split over."""
-    names = given.spec[axis]
-    return (names,) if isinstance(names, str) else names or ()
-
-
-def spread(x: jax.Array, like: Any) -> jax.Array:
-    """Returns x sharded as the type of `like` says."""
-    wanted = type_sharding(like)
-    return x if wanted is None else jax.reshard(x, wanted)
-
-
 def ravel(a: PyTree) -> tuple[jax.Array, Callable[[jax.Array], PyTree]]:
     """Returns all numbers as one vector, on every device, and the function that makes it a tree."""
-    vector, unravel = ravel_pytree(jax.tree.map(gathered, a))
-    return vector, lambda v: jax.tree.map(spread, unravel(v), a)
+    vector, unravel = ravel_pytree(jax.tree.map(shardings.gathered, a))
+    return vector, lambda v: jax.tree.map(shardings.spread, unravel(v), a)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,7 +221,7 @@ def random_bits(key: jax.Array, domain: PyTree) -> PyTree:
 
 def _positions(x: Any, axis: int) -> jax.Array:
     """The place along an axis of each number of x."""
-    return jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis, out_sharding=type_sharding(x))
+    return jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis, out_sharding=shardings.of(x))
 
 
 def hashed(h: jax.Array) -> jax.Array:
@@ -339,7 +283,7 @@ def zeros(domain: PyTree) -> PyTree:
     """Returns zeros like `domain`, a tree of arrays or of `jax.ShapeDtypeStruct`."""
 
     def leaf(x):
-        return jnp.zeros(x.shape, x.dtype, out_sharding=type_sharding(x))
+        return jnp.zeros(x.shape, x.dtype, out_sharding=shardings.of(x))
 
     return jax.tree.map(leaf, domain)
 
@@ -349,7 +293,7 @@ def empty_basis(rows: int, domain: PyTree, dtype: Any = None) -> PyTree:
 
     def leaf(x):
         shape = rows, *x.shape
-        return jnp.zeros(shape, dtype or x.dtype, out_sharding=type_sharding(x, 1))
+        return jnp.zeros(shape, dtype or x.dtype, out_sharding=shardings.of(x, 1))
 
     return jax.tree.map(leaf, domain)
 
@@ -382,7 +326,7 @@ def basis_project(V: PyTree, v: PyTree) -> jax.Array:
         if wide(rows) is not rows:
             return jax.lax.map(lambda row: jnp.sum(wide(row) * wide(x)), rows)
         x = wide(x)
-        if type_sharding(rows) is not None:
+        if shardings.of(rows) is not None:
             return jnp.sum(rows * x, axis=tuple(range(1, rows.ndim)))
         axes = tuple(range(1, rows.ndim)), tuple(range(x.ndim))
         highest = jax.lax.Precision.HIGHEST
@@ -407,7 +351,7 @@ def basis_combine(V: PyTree, c: jax.Array, domain: PyTree | None = None) -> PyTr
             return total + jnp.multiply.outer(c[j], wide(rows[j]))
 
         shape, row = (*c.shape[1:], *rows.shape[1:]), jax.eval_shape(lambda: rows[0])
-        start = jnp.zeros(shape, wide(c).dtype, out_sharding=type_sharding(row, c.ndim - 1))
+        start = jnp.zeros(shape, wide(c).dtype, out_sharding=shardings.of(row, c.ndim - 1))
         return jax.lax.fori_loop(0, len(rows), add, start).astype(x.dtype)
 
     return jax.tree.map(leaf, V, V if domain is None else domain)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from gradkit import tree
+from gradkit import shardings, tree
 from gradkit.core import Problem, as_problem
 from gradkit.curvature.batches import examples, part_of
 from gradkit.curvature.gauss_newton import (
@@ -108,9 +108,9 @@ def empirical_fisher_diagonal(problem: Problem | Callable, params: PyTree, batch
     """
     n = examples(batch, "empirical_fisher_diagonal: the batch")
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    devices = min(tree.shards(x, 0) for x in jax.tree.leaves(batch))
+    devices = min(shardings.shards(x, 0) for x in jax.tree.leaves(batch))
     at_once = min(n, devices * max(1, _AT_ONCE // max(1, size)))
-    theta = tree.not_split_as(batch, params)  # a gradient has the axis of examples besides
+    theta = shardings.not_split_as(batch, params)  # a gradient has the axis of examples besides
     gradient = jax.grad(as_problem(problem).value)
 
     def squares(part):
@@ -127,9 +127,9 @@ def empirical_fisher_diagonal(problem: Problem | Callable, params: PyTree, batch
     if whole > at_once:
         total, _ = jax.lax.scan(add, total, jnp.arange(1, whole // at_once))
     if whole < n:
-        rest = squares(jax.tree.map(lambda x: tree.gathered(x, 0)[whole:], batch))
+        rest = squares(jax.tree.map(lambda x: shardings.gathered(x, 0)[whole:], batch))
         total = jax.tree.map(jnp.add, total, rest)
-    return jax.tree.map(lambda t, p: tree.spread((t / n).astype(p.dtype), p), total, params)
+    return jax.tree.map(lambda t, p: shardings.spread((t / n).astype(p.dtype), p), total, params)
 
 
 def fisher(
@@ -285,7 +285,7 @@ def _drawn(z: PyTree, key: Any, likelihood: str, samples: int) -> PyTree:
     def draw(key):
         keys = jax.random.split(key, len(leaves))
         drawn = (_SCORE[likelihood](k, x) for k, x in zip(keys, leaves, strict=True))
-        return list(map(tree.spread, drawn, leaves))
+        return list(map(shardings.spread, drawn, leaves))
 
     return structure.unflatten(jax.vmap(draw)(jax.random.split(key, samples)))
 

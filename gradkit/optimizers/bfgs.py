@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gradkit import tree
+from gradkit import shardings, tree
 from gradkit.core import needs_params
 from gradkit.optimizers.differences import (
     Before,
@@ -169,7 +169,7 @@ def updated(H: jax.Array, new: Pair) -> jax.Array:
 
 def ravelled(a: PyTree) -> jax.Array:
     """Returns all numbers of a tree as one vector, those of complex leaves as pairs."""
-    leaves = [tree.wide(tree.gathered(x)) for x in jax.tree.leaves(a)]
+    leaves = [tree.wide(shardings.gathered(x)) for x in jax.tree.leaves(a)]
     parts = [
         part.ravel()
         for x in leaves
@@ -186,7 +186,7 @@ def unravelled(vector: jax.Array, domain: PyTree) -> PyTree:
         many = 2 if jnp.iscomplexobj(x) else 1
         parts = vector[start : start + many * x.size].reshape(many, *x.shape)
         whole = (parts[0] + 1j * parts[1] if many == 2 else parts[0]).astype(x.dtype)
-        found.append(tree.spread(whole, x))
+        found.append(shardings.spread(whole, x))
         start += many * x.size
     return structure.unflatten(found)
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from gradkit import tree
+from gradkit import shardings, tree
 from gradkit.tree import wide, wide_zeros
 
 PyTree = Any
@@ -69,7 +69,7 @@ class Cut(NamedTuple):
 
         Where axes are sharded in Explicit mode, they are gathered; in Auto mode XLA decides.
         """
-        x = tree.gathered(x)
+        x = shardings.gathered(x)
         if self.blocks == 1:
             return x[None]
         sizes = [n * width for n, width in zip(self.counts, self.widths, strict=True)]

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gradkit import tree
+from gradkit import shardings, tree
 from gradkit.core import needs_count
 from gradkit.optimizers import kronecker
 from gradkit.optimizers.kronecker import HIGHEST, Axes, Leaves, applied
@@ -85,7 +85,7 @@ def scale_by_shampoo(
             adam = m / c1 / (root(v / c2) + h.eps)
             if not cut.axes:
                 return adam
-            u = tree.spread(cut.whole(applied(cut, P, cut.blocked(m / c1))), m)
+            u = shardings.spread(cut.whole(applied(cut, P, cut.blocked(m / c1))), m)
             norm = tree.norm(u)
             length = tree.norm(adam) / jnp.where(norm == 0, 1, norm)
             return u * length.astype(u.dtype) if grafting else u

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gradkit import tree
+from gradkit import shardings
 from gradkit.core import needs_count
 from gradkit.optimizers import kronecker
 from gradkit.optimizers.kronecker import HIGHEST, Axes, Cut, Leaves, applied
@@ -91,7 +91,7 @@ def scale_by_soap(
             G = _like(applied(cut, Q, cut.blocked(g), transposed=True), M)
             M, V = h.averaged("b1", M, G), h.averaged("b2", V, square(G))
             N = M / c1 / (root(V / c2) + h.eps)
-            u = tree.spread(cut.whole(applied(cut, Q, _in_blocks(cut, N))), g)
+            u = shardings.spread(cut.whole(applied(cut, Q, _in_blocks(cut, N))), g)
             return jnp.where(age == 0, g / (jnp.abs(g) + h.eps), u), M, V
 
         each = zip(leaves.cuts, leaves.g, mu, nu, bases, strict=True)
@@ -164,12 +164,12 @@ def _iterated(
 
 def _in_blocks(cut: Cut, kept: jax.Array) -> jax.Array:
     """The blocks of an average that is kept by blocks, or whole where there is one."""
-    return jnp.reshape(tree.gathered(kept), (cut.blocks, *cut.widths))
+    return jnp.reshape(shardings.gathered(kept), (cut.blocks, *cut.widths))
 
 
 def _like(blocks: jax.Array, kept: jax.Array) -> jax.Array:
     """The blocks as such an average is kept."""
-    return tree.spread(jnp.reshape(blocks, kept.shape), kept)
+    return shardings.spread(jnp.reshape(blocks, kept.shape), kept)
 
 
 def _ordered(x: jax.Array, order: jax.Array, axis: int) -> jax.Array:

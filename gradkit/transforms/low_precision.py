@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
 
-from gradkit import tree
+from gradkit import shardings, tree
 from gradkit.core import needs_count
 from gradkit.states import parameter_of
 from gradkit.transforms.link import Link, as_link, link
@@ -113,8 +113,8 @@ def quantized(x: jax.Array, block_size: int) -> Packed:
     share = jnp.abs(blocks) / jnp.where(scales == 0, 1, scales)[..., None]
     level = jnp.round(LEVELS * jnp.sqrt(jnp.sqrt(share)))
     codes = jnp.sign(blocks) * jnp.maximum(level, 1)  # zero of zero alone
-    codes = tree.spread(_whole_axis(codes, x.shape).astype(jnp.int8), x)
-    return Packed(codes, tree.gathered(scales, -1))
+    codes = shardings.spread(_whole_axis(codes, x.shape).astype(jnp.int8), x)
+    return Packed(codes, shardings.gathered(scales, -1))
 
 
 def unpacked(x: Packed, block_size: int) -> jax.Array:
@@ -125,7 +125,7 @@ def unpacked(x: Packed, block_size: int) -> jax.Array:
     blocks = _blocks(codes, block_size)
     share = (blocks / LEVELS) ** 2
     numbers = jnp.sign(blocks) * x.scales[..., None] * share * share
-    return tree.spread(_whole_axis(numbers, codes.shape), codes)
+    return shardings.spread(_whole_axis(numbers, codes.shape), codes)
 
 
 def randomly_rounded(x: jax.Array, key: jax.Array) -> jax.Array:
@@ -147,8 +147,8 @@ def _blocks(x: jax.Array, size: int) -> jax.Array:
     n = x.shape[-1]
     count = 1 << (-(-n // size) - 1).bit_length()
     width = -(-n // count)
-    if n % count or count % tree.shards(x, -1):
-        x = tree.gathered(x, -1)
+    if n % count or count % shardings.shards(x, -1):
+        x = shardings.gathered(x, -1)
     x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, count * width - n)])
     return jnp.reshape(x, (*x.shape[:-1], count, width))
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gradkit import tree
+from gradkit import shardings
 from gradkit.transforms.link import Link, as_link, link, seen_from_inside, state_type
 
 PyTree = Any
@@ -99,7 +99,7 @@ def _stacked(whole: PyTree, groups: list[list[int]]) -> Stacked:
     leaves, structure = jax.tree.flatten(whole)
     stacks = {}
     for number, members in enumerate(groups):
-        stacks[f"stack {number}"] = jnp.stack([tree.gathered(leaves[i]) for i in members])
+        stacks[f"stack {number}"] = jnp.stack([shardings.gathered(leaves[i]) for i in members])
         for i in members:
             leaves[i] = None
     return Stacked(stacks, structure.unflatten(leaves))
@@ -110,5 +110,5 @@ def _unstacked(stacked: Stacked, whole: PyTree, groups: list[list[int]]) -> PyTr
     leaves = structure.flatten_up_to(stacked.alone)
     for number, members in enumerate(groups):
         for row, i in zip(stacked.stacks[f"stack {number}"], members, strict=True):
-            leaves[i] = tree.spread(row, like[i])
+            leaves[i] = shardings.spread(row, like[i])
     return structure.unflatten(leaves)
