@@ -63,7 +63,7 @@ def empirical_fisher(
         An `Operator` on trees like `params` [loss²/param²], positive semidefinite.
 
     Raises:
-        ValueError: the batch's arrays have no common leading axis.
+        ValueError: the batch's arrays have no common leading axis, or no examples.
 
     Example:
         >>> import jax.numpy as jnp, gradkit as gk
@@ -72,7 +72,7 @@ def empirical_fisher(
         >>> F @ jnp.array([1.0, 1.0])
         Array([2., 3.], dtype=float32)
     """
-    n = examples(batch, "empirical_fisher: the batch")
+    n = _some(batch, "empirical_fisher")
     losses = Partial(_losses, as_problem(problem), batch)
     covariance = Partial(_covariance, jnp.ones((1, n)))
     return congruence(losses, covariance, params, linearize=linearize)
@@ -97,7 +97,7 @@ def empirical_fisher_diagonal(problem: Problem | Callable, params: PyTree, batch
         A tree like `params` [loss²/param²], nowhere negative.
 
     Raises:
-        ValueError: the batch's arrays have no common leading axis.
+        ValueError: the batch's arrays have no common leading axis, or no examples.
 
     Example:
         >>> import jax.numpy as jnp, gradkit as gk
@@ -106,7 +106,7 @@ def empirical_fisher_diagonal(problem: Problem | Callable, params: PyTree, batch
         >>> gk.empirical_fisher_diagonal(loss, jnp.ones(2), batch)
         Array([1., 2.], dtype=float32)
     """
-    n = examples(batch, "empirical_fisher_diagonal: the batch")
+    n = _some(batch, "empirical_fisher_diagonal")
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     devices = min(shardings.shards(x, 0) for x in jax.tree.leaves(batch))
     at_once = min(n, devices * max(1, _AT_ONCE // max(1, size)))
@@ -234,6 +234,13 @@ def fisher_diagonal(
     n = examples(J.outputs, "fisher_diagonal: the outputs")
     g = J.backward(jax.tree.map(lambda s, z: s[0].astype(z.dtype), scores, J.outputs))  # n ĝ
     return jax.tree.map(lambda g: (tree.square(g) / n).astype(g.dtype), g)
+
+
+def _some(batch: PyTree, member: str) -> int:
+    """How many examples there are, one at least."""
+    if not (n := examples(batch, f"{member}: the batch")):
+        raise ValueError(f"{member}: the batch holds no examples")
+    return n
 
 
 def _known(likelihood: str) -> None:

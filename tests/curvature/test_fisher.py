@@ -69,6 +69,13 @@ def test_empirical_fisher_is_the_second_moment_of_the_gradients(network, per_exa
         np.testing.assert_allclose(F.dense(), exact, atol=100 * eps * np.abs(exact).max())
 
 
+@pytest.mark.parametrize("build", [gk.empirical_fisher, gk.empirical_fisher_diagonal])
+def test_empirical_fisher_wants_examples(build, network):
+    nothing = jax.tree.map(lambda x: x[:0], network.batch)
+    with pytest.raises(ValueError, match=f"{build.__name__}: the batch holds no examples"):
+        build(network.loss, network.params, nothing)
+
+
 @pytest.mark.slow
 def test_empirical_fisher_wants_a_common_axis_of_examples(network):
     for extra in (jnp.ones(7), jnp.float32(1)):
