@@ -94,7 +94,13 @@ def low_precision(
         return structure.unflatten([leaf(n, *pair) for n, pair in enumerate(paths)])
 
     def init(params, step):
-        return packed(part.start(params, step), params, step)
+        # Of constants XLA would compute the codes while it compiles, in minutes.
+        one = jax.lax.optimization_barrier(jnp.ones(()))
+
+        def unknown(x):
+            return x * one.astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+        return packed(jax.tree.map(unknown, part.start(params, step)), params, step)
 
     def update(updates, state, params, h, **extra):
         held = jax.tree.map(

@@ -177,3 +177,12 @@ def test_bad_arguments_are_refused():
         gk.low_precision(gk.adam(), jnp.int8, block_size=0)
     with pytest.raises(ValueError, match="min_size must be a positive whole number, got -1"):
         gk.low_precision(gk.adam(), min_size=-1)
+
+
+def test_the_first_codes_are_computed_when_it_runs():
+    """Not when it is compiled, where XLA would take minutes for a large leaf."""
+    init = jax.jit(gk.low_precision(gk.adam(), "int8").init)
+    w = jnp.zeros((64, 1024))
+    compiled = init.lower(w).compile()
+    assert compiled.cost_analysis().get("flops", 0) > w.size / 2
+    np.testing.assert_array_equal(jax.tree.leaves(compiled(w))[-2], 0)
