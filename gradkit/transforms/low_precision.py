@@ -115,7 +115,7 @@ def low_precision(
 def quantized(x: jax.Array, block_size: int) -> Packed:
     """Returns x in 8 bits, with a scale for each block of its last axis."""
     blocks = _blocks(wide(x).astype(jnp.float32), block_size)
-    scales = jnp.max(jnp.abs(blocks), axis=-1)
+    scales = jnp.maximum(jnp.max(blocks, axis=-1), -jnp.min(blocks, axis=-1))
     share = jnp.abs(blocks) / jnp.where(scales == 0, 1, scales)[..., None]
     level = jnp.round(LEVELS * jnp.sqrt(jnp.sqrt(share)))
     codes = jnp.sign(blocks) * jnp.maximum(level, 1)  # zero of zero alone

@@ -185,4 +185,6 @@ def test_the_first_codes_are_computed_when_it_runs():
     w = jnp.zeros((64, 1024))
     compiled = init.lower(w).compile()
     assert compiled.cost_analysis().get("flops", 0) > w.size / 2
-    np.testing.assert_array_equal(jax.tree.leaves(compiled(w))[-2], 0)
+    small = [x for x in jax.tree.leaves(compiled(w)) if x.dtype == jnp.int8]
+    assert [x.shape for x in small] == [w.shape, w.shape]
+    assert not any(np.any(x) for x in small)
