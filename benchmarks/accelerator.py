@@ -229,7 +229,7 @@ def updates(asked) -> int:
             f"updates of {optax.tree.size(grads):,} parameters, layers {title}, "
             f"{len(jax.tree.leaves(grads))} leaves",
             "update | time | optax | time / optax | floor | GB/s of it | copy, GB/s "
-            "| share | optax's share | compile | optax, compile",
+            "| share | optax's share | compile | optax, compile | temporary bytes a parameter",
             {name: functools.partial(updated, asked, grads, *UPDATES[name]) for name in names},
         )
     return failures
@@ -243,7 +243,7 @@ def updated(asked, grads, ours, theirs) -> list[str]:
         "optax": carried_on(*update_of(theirs[0], grads), grads),
         "copy": carried_on(lambda x, one: x + one, jnp.zeros(copied), jnp.float32(1)),
     }
-    runs = {name: run for name, (run, _) in made.items()}
+    runs = {name: run for name, (run, _, _) in made.items()}
     time = medians(runs, rounds=asked.rounds, calls=1)
     time = {name: seconds / IN_TURN for name, seconds in time.items()}
     moved = {"ours": ours[1] * n, "optax": theirs[1] * n, "copy": 8 * copied}  # bytes
@@ -259,6 +259,7 @@ def updated(asked, grads, ours, theirs) -> list[str]:
         f"{rate['optax'] / rate['copy']:.0%}",
         f"{made['ours'][1]:.1f} s",
         f"{made['optax'][1]:.1f} s",
+        f"{made['ours'][2] / n:.2f}",
     ]
 
 
@@ -278,7 +279,9 @@ def update_of(tx, grads):
 
 
 def carried_on(step, carried, fixed):
-    """A run of some steps from where the last one ended, in place, and the time of compiling."""
+    """A run of some steps from where the last one ended, in place; of compiling the time, of a
+    step the temporary memory.
+    """
     compiled, seconds = compile_seconds(step, carried, fixed, donate=(0,))
 
     def run():
@@ -287,7 +290,8 @@ def carried_on(step, carried, fixed):
             carried = compiled(carried, fixed)
         return carried
 
-    return run, seconds
+    memory: Any = compiled.memory_analysis()
+    return run, seconds, memory.temp_size_in_bytes
 
 
 def products(asked, made: Subject) -> int:

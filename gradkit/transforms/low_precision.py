@@ -59,7 +59,8 @@ def low_precision(
     bits are a hash of the step and the position: a run repeats itself.
 
     Cost: 2 bytes a number, or 1 and 4 a block, where float32 takes 4: Adam's state is 4 or 2.03
-    bytes a parameter. A few operations a number each way, which XLA fuses into the update.
+    bytes a parameter between updates. In one, on a CPU, XLA holds 4 or 10 more for a while, and
+    takes 2.7 or 6.7 times as long as for Adam in float32; on an accelerator it was not measured.
 
     Args:
         inner: a transformation of gradkit or optax.
