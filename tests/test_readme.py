@@ -14,7 +14,7 @@ EXAMPLES = re.findall(r"^```python\n(.*?)^```", README.read_text("utf-8"), re.MU
 
 def test_the_readme_has_its_examples():
     text = "\n".join(EXAMPLES)
-    assert len(EXAMPLES) == 9
+    assert len(EXAMPLES) == 10
     for name in ("gk.chain", "nnx.Optimizer", "optax.chain", "gk.newton_cg", "gk.spectrum"):
         assert name in text
 
