@@ -271,6 +271,13 @@ def curvatures(mesh):
         ),
     }
     yield from compared(mesh, quantities, single, shardings)
+    with jax.set_mesh(mesh):
+        A = gk.hessian(NETWORK, *jax.device_put(single, shardings))
+        told = gk.spectrum(A, key=KEY, probes=0, memory_limit=1e6).memory
+    one, rows = (told.bytes - told.product) / 8, told.basis.size
+    parts = 8 if explicit(mesh) else 1  # in Auto mode the vectors are counted as if whole
+    if not rows + 1 <= one / (A.dimension / parts) <= 2 * rows + 60:
+        yield f"memory_limit: {told} for {A.dimension} numbers in {parts} parts"
 
 
 def compared(mesh, quantities, single, shardings):

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "krylov": {"operators", "tree", "files", "processes"},
     "curvature": {"core", "operators", "tree", "shardings"},
     "transforms": {"core", "searches", "states", "operators", "tree", "shardings"},
-    "spectra": {"krylov", "operators", "tree"},
+    "spectra": {"krylov", "operators", "tree", "shardings"},
     "optimizers": {
         *("transforms", "searches", "krylov", "core", "states", "operators", "tree", "shardings"),
     },

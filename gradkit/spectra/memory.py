@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from gradkit import tree
+from gradkit import shardings, tree
 from gradkit.krylov.drivers import Drive, on_host
 from gradkit.operators import Operator
 from gradkit.spectra.extremes import Basis, first_rows, limits
@@ -88,7 +89,7 @@ def fitting(
         ValueError: nothing fits.
     """
     n, k = A.dimension, top + bottom
-    one = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(A.domain))
+    one = sum(map(_on_a_device, jax.tree.leaves(A.domain)))
     need = Need(one, product_bytes(A), top, bottom)
     _, rows = limits(n, k, most, None, 1)
     whole = need.kept_whole(rows)
@@ -113,6 +114,13 @@ def fitting(
         "eigenvalues, or let a product take less, by gk.micro_batched and by jax.checkpoint around "
         "the layers of the model"
     )
+
+
+def _on_a_device(x: jax.ShapeDtypeStruct) -> int:
+    """The bytes of an array, or of a device's part of it where its type says how it is split."""
+    given = shardings.of(x)
+    shape = x.shape if given is None else given.shard_shape(x.shape)
+    return math.prod(shape) * x.dtype.itemsize
 
 
 def _largest(bytes_of: Any, most: int, limit: float) -> int:

@@ -128,8 +128,9 @@ def spectrum(
         tol: eigenpairs are converged at a residual of tol times the largest |θ|.
         max_products: most products to spend on the ends, as for `eigsh`.
         basis: most vectors to keep, as for `eigsh`.
-        memory_limit: the most bytes of the device's memory to take besides the operator's own
+        memory_limit: the most bytes of a device's memory to take besides the operator's own
             arrays, outside `jit`: `basis` is chosen by it, and `memory` of the result says how.
+            Vectors split over devices are counted so in Explicit mode, else as if whole.
             Compiles one product more, of which XLA tells what it takes.
         check: test the operator first, by `check_operator`; left out inside `jit`.
         drive: `gk.in_jit` or `gk.on_host`; by default what suits the operator.
