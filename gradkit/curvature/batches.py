@@ -117,6 +117,17 @@ def examples(arrays: PyTree, what: str, expected: str = "(examples, ...)") -> in
     return min(lengths)[0]
 
 
+def some_examples(arrays: PyTree, what: str) -> int:
+    """Returns that length where it is not zero.
+
+    Raises:
+        ValueError: as `examples`, and of none.
+    """
+    if not (n := examples(arrays, what)):
+        raise ValueError(f"{what} holds no examples")
+    return n
+
+
 @dataclasses.dataclass(frozen=True)
 class _MicroBatched:
     curvature: Callable[..., Operator]
@@ -125,8 +136,7 @@ class _MicroBatched:
     def __call__(
         self, problem: Problem | Callable, params: PyTree, data: PyTree, **options: Any
     ) -> Operator:
-        if not examples(data, "micro_batched: the data"):
-            raise ValueError("micro_batched: the data holds no examples")
+        some_examples(data, "micro_batched: the data")
         summand, arrays = _parted(self.curvature, problem, options)
         data = jax.tree.map(jnp.asarray, data)
         A = Operator(Partial(_Scanned(summand, self.size), params, arrays, data), params)

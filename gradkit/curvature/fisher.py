@@ -19,7 +19,7 @@ from jax.tree_util import Partial
 
 from gradkit import shardings, tree
 from gradkit.core import Problem, as_problem
-from gradkit.curvature.batches import examples, part_of
+from gradkit.curvature.batches import examples, part_of, some_examples
 from gradkit.curvature.gauss_newton import (
     Jacobian,
     congruence,
@@ -72,7 +72,7 @@ def empirical_fisher(
         >>> F @ jnp.array([1.0, 1.0])
         Array([2., 3.], dtype=float32)
     """
-    n = _some(batch, "empirical_fisher")
+    n = some_examples(batch, "empirical_fisher: the batch")
     losses = Partial(_losses, as_problem(problem), batch)
     covariance = Partial(_covariance, jnp.ones((1, n)))
     return congruence(losses, covariance, params, linearize=linearize)
@@ -106,7 +106,7 @@ def empirical_fisher_diagonal(problem: Problem | Callable, params: PyTree, batch
         >>> gk.empirical_fisher_diagonal(loss, jnp.ones(2), batch)
         Array([1., 2.], dtype=float32)
     """
-    n = _some(batch, "empirical_fisher_diagonal")
+    n = some_examples(batch, "empirical_fisher_diagonal: the batch")
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     devices = min(shardings.shards(x, 0) for x in jax.tree.leaves(batch))
     at_once = min(n, devices * max(1, _AT_ONCE // max(1, size)))
@@ -234,13 +234,6 @@ def fisher_diagonal(
     n = examples(J.outputs, "fisher_diagonal: the outputs")
     g = J.backward(jax.tree.map(lambda s, z: s[0].astype(z.dtype), scores, J.outputs))  # n ĝ
     return jax.tree.map(lambda g: (tree.square(g) / n).astype(g.dtype), g)
-
-
-def _some(batch: PyTree, member: str) -> int:
-    """How many examples there are, one at least."""
-    if not (n := examples(batch, f"{member}: the batch")):
-        raise ValueError(f"{member}: the batch holds no examples")
-    return n
 
 
 def _known(likelihood: str) -> None:

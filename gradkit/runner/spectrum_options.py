@@ -55,13 +55,10 @@ def _count(text: str) -> int:
 
 
 def _bytes(text: str) -> float:
-    size = re.fullmatch(r"([0-9.]+) ?([kMGT]?)B", text)
-    try:
-        return float(size[1]) * 1000.0 ** " kMGT".index(size[2] or " ")  # type: ignore[index]
-    except (TypeError, ValueError):
-        raise argparse.ArgumentTypeError(
-            f"expected a size such as 8GB or 500MB, got {text!r}"
-        ) from None
+    size = re.fullmatch(r"([0-9]+\.?[0-9]*|\.[0-9]+) ?([kMGT]?)B", text)
+    if size is None:
+        raise argparse.ArgumentTypeError(f"expected a size such as 8GB or 500MB, got {text!r}")
+    return float(size[1]) * 1000.0 ** ("", *"kMGT").index(size[2])
 
 
 def _step(text: str) -> str:
