@@ -15,6 +15,7 @@ from races import curve
 
 from gradkit.report.palette import BLUE, GREEN, RED
 from gradkit.runner.compare import open_all
+from gradkit.runner.rows import Mean
 
 REFERENCE = (
     "losses within noise of float32's (Dettmers et al. 2022 for 8 bits; Gupta et al. 2015 for "
@@ -53,23 +54,16 @@ def curves(out, task):
 
 
 def ends(out, task):
-    """Of each width the last figure of each seed."""
+    """Of each width the mean of the last figure over seeds."""
     figure = TASKS[task][-1]
     return {
-        name: np.array([seed[figure][-1] for seed in each])
-        for name, each in curves(out, task).items()
+        name: Mean.of(seed[figure][-1] for seed in each) for name, each in curves(out, task).items()
     }
 
 
-def error(values):
-    """The standard error of a mean over the first axis."""
-    return np.std(values, axis=0, ddof=1) / np.sqrt(len(values))
-
-
-def distance(ended, name):
-    """How far the mean is from float32's, in standard errors of the difference of the two."""
-    both = np.hypot(error(ended[name]), error(ended["float32"]))
-    return (np.mean(ended[name]) - np.mean(ended["float32"])) / both
+def distance(mean, other):
+    """How far a mean is from another, in standard errors of the difference of the two."""
+    return (mean.value - other.value) / np.hypot(mean.stderr, other.stderr)
 
 
 def judge(out):
@@ -77,11 +71,11 @@ def judge(out):
     found = {task: ends(out, task) for task in TASKS}
     figures = [
         f"{TITLES[task]}: "
-        + ", ".join(f"{name} {np.mean(x):.4f} ± {error(x):.4f}" for name, x in ended.items())
+        + ", ".join(f"{name} {x.value:.4f} ± {x.stderr:.4f}" for name, x in ended.items())
         for task, ended in found.items()
     ]
     apart = {
-        f"{name}, {task}": distance(ended, name)
+        f"{name}, {task}": distance(ended[name], ended["float32"])
         for task, ended in found.items()
         for name in WIDTHS
         if name != "float32"
@@ -104,7 +98,7 @@ def draw(out):
         for name, each in curves(out, task).items():
             steps = each[0]["steps"]
             losses = np.array([seed[name_of_loss] for seed in each])
-            mean, spread = losses.mean(axis=0), error(losses)
+            mean, spread = losses.mean(axis=0), losses.std(axis=0, ddof=1) / len(each) ** 0.5
             color, style = LOOKS[name]
             axes.plot(steps, mean, style, color=color, label=name)
             axes.fill_between(steps, mean - spread, mean + spread, color=color, alpha=0.15, lw=0)
