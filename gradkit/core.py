@@ -116,9 +116,14 @@ class Known(NamedTuple):
 
     @classmethod
     def nothing(cls, params: PyTree) -> Known:
-        """Returns what is known before the first update."""
+        """Returns what is known before the first update: a loss of infinity, as in optax's states.
+
+        `optax.value_and_grad_from_state` computes loss and gradient where it finds that.
+        """
         zeros = jax.tree.map(jnp.zeros_like, params)
-        return cls(jnp.zeros(2, jnp.uint32), jnp.zeros((), tree.scalar_dtype(params)), zeros)
+        return cls(
+            jnp.zeros(2, jnp.uint32), jnp.full((), jnp.inf, tree.scalar_dtype(params)), zeros
+        )
 
 
 def known(state: PyTree) -> Known | None:

@@ -29,7 +29,7 @@ _TRANSPARENT = {"memory", "inner", "inner_state"}  # fields that only wrap: no p
 class Driven(NamedTuple):
     """The present value of a hyperparameter that follows a schedule or an array."""
 
-    value: jax.Array
+    present: jax.Array
 
 
 class Work(NamedTuple):
@@ -81,14 +81,14 @@ class LinkState(NamedTuple):
         if not name.startswith("_"):
             if name in self.hyperparams:
                 value = self.hyperparams[name]
-                return value.value if isinstance(value, Driven) else value
+                return value.present if isinstance(value, Driven) else value
             if hasattr(self.memory, name):
                 return getattr(self.memory, name)
         raise AttributeError(f"this state has no {name!r}: {self}")
 
     def metrics(self) -> dict[str, jax.Array]:
         """Publishes the present value of each hyperparameter that follows a schedule."""
-        return {k: v.value for k, v in self.hyperparams.items() if isinstance(v, Driven)}
+        return {k: v.present for k, v in self.hyperparams.items() if isinstance(v, Driven)}
 
 
 def hyperparams(state: PyTree) -> dict[str, jax.Array]:
@@ -346,7 +346,7 @@ def _nodes(node: PyTree) -> Iterator[PyTree]:
 
 def _named_leaves(state: PyTree) -> dict[str, Any]:
     leaves, _ = jax.tree_util.tree_flatten_with_path(
-        jax.tree.map(lambda x: x.value if _driven(x) else x, state, is_leaf=_driven)
+        jax.tree.map(lambda x: x.present if _driven(x) else x, state, is_leaf=_driven)
     )
     named = {".".join(_members(path)): leaf for path, leaf in leaves}
     if len(named) < len(leaves):

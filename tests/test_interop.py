@@ -357,7 +357,7 @@ def test_masked_is_the_inner_one_on_its_block_and_the_loss_sees_all(inner):
         def block_loss(out, batch):
             return loss({"hidden": start["hidden"], "out": out}, batch)
 
-        masked = gk.masked(inner, "out.*")
+        masked = gk.masked(inner, "out.*", unselected="zero")
         step = jax.jit(functools.partial(one_step, masked, loss))
         block_step = jax.jit(functools.partial(one_step, inner, block_loss))
         params, state = start, masked.init(start)
@@ -378,7 +378,7 @@ def one_step(tx, loss, params, state, batch=BATCH):
 
 def test_masked_newton_in_nnx_leaves_the_frozen_exactly():
     model = nnx_model()
-    tx = gk.masked(gk.newton_cg(), ["out.kernel", "hidden.bias"])
+    tx = gk.masked(gk.newton_cg(), ["out.kernel", "hidden.bias"], unselected="zero")
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
     step = nnx.jit(nnx_step)
     values = [float(step(model, optimizer)) for _ in range(3)]

@@ -125,7 +125,7 @@ def test_a_changing_batch_is_noticed_within_others_too(around):
     params, batch = setting()
     tx = {
         "nothing": gk.lbfgs(),
-        "masked": gk.masked(gk.lbfgs(), {"w": True, "v": False}),
+        "masked": gk.masked(gk.lbfgs(), {"w": True, "v": False}, unselected="zero"),
         "partition": gk.partition({"a": gk.lbfgs()}, {"w": "a", "v": "a"}),
     }[around]
     state = tx.init(params)

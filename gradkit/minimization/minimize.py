@@ -218,7 +218,7 @@ def run(
     x0 = x0 if within is None else within.project(x0)
     args = jax.tree.map(jnp.asarray, args)
     tx = optax.with_extra_args_support(tx)
-    hands_over = isinstance(tx, Link) and tx.evaluates
+    hands_over = isinstance(tx, Link) and tx.traits.evaluates
     asks = not hands_over and _asks_for_curvature(tx, problem, tree.Shapes.of((x0, args)))
     searches = asks or hands_over or within is not None
     plan = Plan(problem, tx, curvature, asks, hands_over, searches)

@@ -8,10 +8,11 @@ from gradkit.transforms.adaptive import scale_by_adadelta
 from gradkit.transforms.chain import chain
 from gradkit.transforms.decay import add_decayed_weights
 from gradkit.transforms.learning_rate import scale_by_learning_rate
-from gradkit.transforms.link import Link
+from gradkit.transforms.link import Link, transformation
 from gradkit.transforms.selection import Labels
 
 
+@transformation
 def adadelta(
     learning_rate: optax.ScalarOrSchedule = 1.0,
     rho: optax.ScalarOrSchedule = 0.9,

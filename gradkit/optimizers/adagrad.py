@@ -8,9 +8,10 @@ import optax
 from gradkit.transforms.adaptive import scale_by_rss
 from gradkit.transforms.chain import chain
 from gradkit.transforms.learning_rate import scale_by_learning_rate
-from gradkit.transforms.link import Link
+from gradkit.transforms.link import Link, transformation
 
 
+@transformation
 def adagrad(
     learning_rate: optax.ScalarOrSchedule = 1e-1,
     initial_accumulator_value: float | jax.Array = 0.1,

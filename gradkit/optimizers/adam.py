@@ -8,9 +8,10 @@ from jax.typing import DTypeLike
 from gradkit.transforms.adaptive import scale_by_adam
 from gradkit.transforms.chain import chain
 from gradkit.transforms.learning_rate import scale_by_learning_rate
-from gradkit.transforms.link import Link
+from gradkit.transforms.link import Link, transformation
 
 
+@transformation
 def adam(
     learning_rate: optax.ScalarOrSchedule = 1e-3,
     b1: optax.ScalarOrSchedule = 0.9,

@@ -27,7 +27,7 @@ from gradkit.optimizers.differences import (
 )
 from gradkit.optimizers.lengths import stepping
 from gradkit.transforms.line_search import line_search
-from gradkit.transforms.link import Link, link
+from gradkit.transforms.link import Link, link, transformation
 
 PyTree = Any
 
@@ -59,6 +59,7 @@ class BfgsState(NamedTuple):
 LARGEST = 10.0  # factor of self-scaling
 
 
+@transformation
 def scale_by_bfgs(
     *,
     self_scaling: bool = True,
@@ -123,14 +124,14 @@ def scale_by_bfgs(
         taken = new.usable & (new.cosine > h.min_cosine)
         pairs = jnp.where(new.changed | new.stuck, 0, state.pairs)
         gamma = jnp.where(taken, new.inverse_curvature.astype(state.scale.dtype), state.scale)
-        plain = jnp.where(gamma > 0, gamma, first_scale(here.grad, new.s_norm))
+        plain = jnp.where(gamma > 0, gamma, first_scale(here.g, new.s_norm))
         H = jnp.where(pairs > 0, state.H, plain * jnp.eye(len(state.H), dtype=gamma.dtype))
         if self_scaling:
             ratio = expected(new, state.before, state.direction_norm).ratio.astype(H.dtype)
             overrated = taken & (pairs > 0) & (ratio > 1)
             H = H * jnp.where(overrated, jnp.minimum(ratio, LARGEST), 1)
         H = jnp.where(taken, updated(H, new), H)
-        q, g_norm = unit(held(here.grad, free))
+        q, g_norm = unit(held(here.g, free))
         d = held(unravelled(H @ ravelled(q).astype(H.dtype), q), free)
         descending = descends(d, q) | ~new.finite | (g_norm == 0)
         d = optax.tree.where(descending, d, tree.scaled(plain, q))
@@ -191,6 +192,7 @@ def unravelled(vector: jax.Array, domain: PyTree) -> PyTree:
     return structure.unflatten(found)
 
 
+@transformation
 def bfgs(
     learning_rate: optax.ScalarOrSchedule | None = None,
     linesearch: optax.GradientTransformation | None = None,

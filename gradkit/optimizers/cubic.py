@@ -15,7 +15,7 @@ from gradkit.krylov.models import Reduced, cubic_step, trust_region_step
 from gradkit.krylov.subspace import grown
 from gradkit.optimizers.modelled import ACCEPT, GOOD, LONGER, POOR, Last, Local, tried
 from gradkit.searches.acceptance import Found, Rules
-from gradkit.transforms.link import Link, link
+from gradkit.transforms.link import Link, link, transformation
 
 SHARE = 0.03  # of σ ‖p‖³ in −gᵀp, from which on σ keeps the step short
 UP, DOWN = 2.0, 4.0  # factors on σ
@@ -39,6 +39,7 @@ class CubicState(NamedTuple):
         return {"sigma": self.sigma}
 
 
+@transformation
 def cubic(
     sigma: float | None = None,
     *,
@@ -128,7 +129,7 @@ def cubic(
             last=state.last.followed(here, space, found),
         )
 
-    return link(init, update, tol=tol)
+    return link(init, update, steps=True, tol=tol)
 
 
 def _minimizer(sigma: jax.Array, reduced: Reduced) -> jax.Array:

@@ -17,14 +17,14 @@ class Before(NamedTuple):
     """What the update before saw.
 
     Attributes:
-        params: x₋, in float32 at least.
-        grad: g₋, in float32 at least.
+        x: the parameters x₋, in float32 at least.
+        g: the gradient g₋, in float32 at least.
         mark: of the arrays in the loss, which are the batch: see `tree.mark`.
         known: whether there was one.
     """
 
-    params: PyTree
-    grad: PyTree
+    x: PyTree
+    g: PyTree
     mark: jax.Array
     known: jax.Array
 
@@ -109,13 +109,13 @@ def pair(before: Before, here: Before, free: PyTree | None = None) -> Pair:
 
     Cost: five passes over two trees.
     """
-    s, s_norm = unit(held(jax.tree.map(jnp.subtract, here.params, before.params), free))
+    s, s_norm = unit(held(jax.tree.map(jnp.subtract, here.x, before.x), free))
     s_norm = jnp.where(before.known, s_norm, 0)
-    y, y_norm = unit(held(jax.tree.map(jnp.subtract, here.grad, before.grad), free))
-    finite = jnp.isfinite(tree.largest(here.grad))
+    y, y_norm = unit(held(jax.tree.map(jnp.subtract, here.g, before.g), free))
+    finite = jnp.isfinite(tree.largest(here.g))
     changed = before.known & finite & jnp.any(here.mark != before.mark)
     same = before.known & finite & ~changed
-    stuck = same & (s_norm == 0) & (tree.largest(here.grad) > 0)
+    stuck = same & (s_norm == 0) & (tree.largest(here.g) > 0)
     usable = same & (s_norm > 0)
     return Pair(s, y, s_norm, y_norm, tree.inner(s, y), usable, stuck, changed, finite)
 
@@ -144,7 +144,7 @@ def expected(new: Pair, before: Before, direction_norm: jax.Array) -> Expected:
         before: what the update before saw.
         direction_norm: ‖d₋‖ of the direction that it returned.
     """
-    g, g_norm = unit(before.grad)
+    g, g_norm = unit(before.g)
     alpha = new.s_norm / jnp.where(direction_norm > 0, direction_norm, 1)
     Bs, Bs_norm = tree.scaled(-1, g), alpha * g_norm
     sBs, sy = tree.inner(new.s, Bs) * Bs_norm, new.cosine * new.y_norm  # both over ‖s‖

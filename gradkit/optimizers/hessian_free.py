@@ -17,7 +17,7 @@ from gradkit.operators import Operator
 from gradkit.optimizers.modelled import Local
 from gradkit.searches.acceptance import ratio
 from gradkit.states import Work
-from gradkit.transforms.link import Link, link
+from gradkit.transforms.link import Link, link, transformation
 
 PyTree = Any
 
@@ -58,6 +58,7 @@ class HessianFreeState(NamedTuple):
         return {k: v for k, v in self._asdict().items() if k not in ("direction", "work")}
 
 
+@transformation
 def hessian_free(
     damping: float = 1.0,
     *,
@@ -179,7 +180,7 @@ def hessian_free(
             ),
         )
 
-    return link(init, update, decay=decay, tol=tol)
+    return link(init, update, steps=True, decay=decay, tol=tol)
 
 
 def _preconditioner(diagonal: Callable | None, lam: jax.Array, power: float) -> Operator | None:

@@ -12,6 +12,7 @@ import optax
 from jax.typing import ArrayLike
 
 from gradkit import shardings, tree
+from gradkit.transforms.link import no_updates, one_more
 from gradkit.tree import wide, wide_zeros
 
 PyTree = Any
@@ -21,18 +22,18 @@ HIGHEST = jax.lax.Precision.HIGHEST
 
 
 class KroneckerState(NamedTuple):
-    """What is known of the gradients g since the step `since`. Trees are like the parameters.
+    """What is known of the `age` gradients g so far. Trees are like the parameters.
 
     Attributes:
-        mu: average of g. nu: average of g². SOAP has both in the eigenbases.
+        m: average of g. v: average of g². SOAP has both in the eigenbases.
         factors: for each leaf a tuple, with the average of G Gᵀ for each axis that has a factor, G
             the gradient as a matrix of that axis and the others: shape (blocks, width, width).
         matrices: made of the factors, in the same shapes: their inverse roots, or eigenbases.
     """
 
-    since: ArrayLike
-    mu: PyTree
-    nu: PyTree
+    age: ArrayLike
+    m: PyTree
+    v: PyTree
     factors: PyTree
     matrices: PyTree
 
@@ -103,14 +104,11 @@ def cuts(params: PyTree, block_size: int, axes: Axes) -> list[Cut]:
     return [Cut.of(tree.path_name(path), jnp.shape(x), block_size, axes) for path, x in leaves]
 
 
-def begun(
-    params: PyTree, step: ArrayLike, block_size: int, axes: Axes, *, blocked: bool
-) -> KroneckerState:
+def begun(params: PyTree, block_size: int, axes: Axes, *, blocked: bool) -> KroneckerState:
     """Returns the state before the first update.
 
     Args:
         params: tree of parameters.
-        step: the number of updates before.
         block_size, axes: of `cuts`.
         blocked: whether the averages are kept by blocks, where a leaf is cut.
     """
@@ -131,21 +129,21 @@ def begun(
         return structure.unflatten([function(c, x) for c, x in zip(plans, leaves, strict=True)])
 
     trees = each(zeros), each(real_zeros), each(matrices), each(matrices)
-    return KroneckerState(jnp.array(step), *trees)
+    return KroneckerState(no_updates(), *trees)
 
 
 class Leaves(NamedTuple):
     """An update leaf by leaf, and a state whose `factors` have it in.
 
     Attributes:
-        cuts: how each leaf is cut. structure: of the tree. since: of the state.
+        cuts: how each leaf is cut. structure: of the tree. age: of the state.
         g: the updates, in float32 at least.
         mu, nu, factors, matrices: those of the state.
     """
 
     cuts: list[Cut]
     structure: Any
-    since: ArrayLike
+    age: ArrayLike
     g: list[jax.Array]
     mu: list[jax.Array]
     nu: list[jax.Array]
@@ -163,7 +161,7 @@ class Leaves(NamedTuple):
         g = [wide(x) for x in leaves]
         outer = [grams(cut, cut.blocked(x)) for cut, x in zip(plans, g, strict=True)]
         factors = optax.tree.cast_like(h.averaged("b2", factors, outer), factors)
-        return cls(plans, structure, state.since, g, mu, nu, factors, matrices)
+        return cls(plans, structure, state.age, g, mu, nu, factors, matrices)
 
     def ended(
         self, u: list[jax.Array], mu: list[jax.Array], nu: list[jax.Array], matrices: list[tuple]
@@ -172,7 +170,7 @@ class Leaves(NamedTuple):
         mu, nu = optax.tree.cast_like((mu, nu), (self.mu, self.nu))
         parts = mu, nu, self.factors, matrices
         trees = (self.structure.unflatten(part) for part in parts)
-        return self.structure.unflatten(u), KroneckerState(self.since, *trees)
+        return self.structure.unflatten(u), KroneckerState(one_more(self.age), *trees)
 
 
 def grams(cut: Cut, g: jax.Array) -> tuple[jax.Array, ...]:

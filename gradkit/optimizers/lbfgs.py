@@ -26,7 +26,7 @@ from gradkit.optimizers.differences import (
 )
 from gradkit.optimizers.lengths import stepping
 from gradkit.transforms.line_search import line_search
-from gradkit.transforms.link import Link, link
+from gradkit.transforms.link import Link, link, transformation
 
 PyTree = Any
 
@@ -73,6 +73,7 @@ class LbfgsState(NamedTuple):
         return {"pairs": self.pairs.stored}
 
 
+@transformation
 def scale_by_lbfgs(
     memory_size: int = 10,
     scale_init_precond: bool = True,
@@ -131,9 +132,9 @@ def scale_by_lbfgs(
         forgotten = new.changed | new.stuck
         pairs = _with(state.pairs, new, taken, forgotten)
         gamma = jnp.where(taken, new.inverse_curvature.astype(state.scale.dtype), state.scale)
-        q, g_norm = unit(held(here.grad, free))
+        q, g_norm = unit(held(here.g, free))
         if scale_init_precond:
-            plain = jnp.where(gamma > 0, gamma, first_scale(here.grad, new.s_norm))
+            plain = jnp.where(gamma > 0, gamma, first_scale(here.g, new.s_norm))
         else:
             plain = jnp.ones_like(gamma)
         d = held(two_loops(pairs, q, plain), free)
@@ -212,6 +213,7 @@ def _with(pairs: Pairs, new: Pair, taken: jax.Array, forgotten: jax.Array) -> Pa
     )
 
 
+@transformation
 def lbfgs(
     learning_rate: optax.ScalarOrSchedule | None = None,
     memory_size: int = 10,

@@ -16,7 +16,7 @@ from gradkit.krylov.models import Reduced
 from gradkit.krylov.subspace import grown
 from gradkit.operators import Operator
 from gradkit.states import Work
-from gradkit.transforms.link import Link, link
+from gradkit.transforms.link import Link, link, transformation
 
 PyTree = Any
 
@@ -87,6 +87,7 @@ class Trials(NamedTuple):
     gradients: jax.Array
 
 
+@transformation
 def levenberg_marquardt(
     damping: float = 1e-3,
     *,
@@ -207,7 +208,7 @@ def levenberg_marquardt(
             work=state.work.plus(found.evaluations, found.gradients, products),
         )
 
-    return link(init, update)
+    return link(init, update, steps=True)
 
 
 def _whole(A: Operator, g: PyTree, scale: PyTree) -> tuple[Model, PyTree, int]:

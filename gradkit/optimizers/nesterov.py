@@ -8,13 +8,14 @@ import jax
 import optax
 
 from gradkit.core import required
-from gradkit.transforms.link import Link, link
+from gradkit.transforms.link import Link, link, transformation
 from gradkit.transforms.momentum import VelocityState
 from gradkit.tree import wide, wide_zeros
 
 PyTree = Any
 
 
+@transformation
 def nesterov(
     learning_rate: optax.ScalarOrSchedule = 1e-2, momentum: optax.ScalarOrSchedule = 0.9
 ) -> Link:
@@ -54,4 +55,4 @@ def nesterov(
         v = jax.tree.map(lambda v, g: mu * v - eta * wide(g.conj()), state.velocity, g)
         return v, VelocityState(v)
 
-    return link(init, update, learning_rate=learning_rate, momentum=momentum)
+    return link(init, update, steps=True, learning_rate=learning_rate, momentum=momentum)

@@ -13,7 +13,7 @@ from gradkit.core import required
 from gradkit.optimizers.lengths import stepping
 from gradkit.states import Work
 from gradkit.transforms.line_search import line_search
-from gradkit.transforms.link import Link, link
+from gradkit.transforms.link import Link, link, transformation
 
 PyTree = Any
 
@@ -37,6 +37,7 @@ class NewtonState(NamedTuple):
         return {f"{name}_curvatures": getattr(self, name) for name in self._fields[:3]}
 
 
+@transformation
 def scale_by_newton(damping: optax.ScalarOrSchedule = 0.0) -> Link:
     """Scales a gradient g to d = (H + αI)⁻¹ g, to rounding.
 
@@ -86,6 +87,7 @@ def scale_by_newton(damping: optax.ScalarOrSchedule = 0.0) -> Link:
     return link(init, update, damping=damping)
 
 
+@transformation
 def newton(
     learning_rate: optax.ScalarOrSchedule | None = None,
     damping: optax.ScalarOrSchedule = 0.0,

@@ -14,7 +14,7 @@ from gradkit.krylov.cg import cg
 from gradkit.optimizers.lengths import stepping
 from gradkit.states import Work
 from gradkit.transforms.line_search import line_search
-from gradkit.transforms.link import Link, link
+from gradkit.transforms.link import Link, link, transformation
 
 
 class NewtonCgState(NamedTuple):
@@ -39,6 +39,7 @@ class NewtonCgState(NamedTuple):
         }
 
 
+@transformation
 def scale_by_newton_cg(
     damping: optax.ScalarOrSchedule = 1e-3,
     *,
@@ -91,6 +92,7 @@ def scale_by_newton_cg(
     return link(init, update, damping=damping, tol=tol)
 
 
+@transformation
 def newton_cg(
     learning_rate: optax.ScalarOrSchedule | None = None,
     damping: optax.ScalarOrSchedule = 1e-3,

@@ -24,7 +24,7 @@ from gradkit.optimizers.differences import (
 from gradkit.optimizers.lengths import stepping
 from gradkit.searches.methods import method_named
 from gradkit.transforms.line_search import line_search
-from gradkit.transforms.link import Link, link
+from gradkit.transforms.link import Link, link, transformation
 
 PyTree = Any
 
@@ -83,6 +83,7 @@ class NonlinearCgState(NamedTuple):
         return {"beta": self.beta}
 
 
+@transformation
 def scale_by_nonlinear_cg(
     method: str = "hager_zhang",
     *,
@@ -142,9 +143,9 @@ def scale_by_nonlinear_cg(
         curved = new.usable & (new.cosine > h.min_cosine)
         gamma = jnp.where(curved, new.inverse_curvature.astype(dtype), state.scale)
 
-        sigma = tree.scale(state.before.grad)
+        sigma = tree.scale(state.before.g)
         g, g_before, d = (
-            tree.scaled(1 / sigma, a) for a in (here.grad, state.before.grad, state.direction)
+            tree.scaled(1 / sigma, a) for a in (here.g, state.before.g, state.direction)
         )
         p = _products(g, g_before, d)
         beta = beta_of(p)
@@ -156,7 +157,7 @@ def scale_by_nonlinear_cg(
         descending = descends(d, g) | ~new.finite | (p.gg == 0)
         d, beta = optax.tree.where(descending, (d, beta), (g, jnp.zeros_like(beta)))
 
-        plain = jnp.where(gamma > 0, gamma, first_scale(here.grad, new.s_norm))
+        plain = jnp.where(gamma > 0, gamma, first_scale(here.g, new.s_norm))
         t = _first_trial(new, p, tree.inner(g, d))
         t = jnp.where(curved & (t > 0) & jnp.isfinite(t), t, plain)
         d = tree.scaled(sigma, d)
@@ -202,6 +203,7 @@ def _first_trial(new: Pair, p: Products, slope: jax.Array) -> jax.Array:
     return inverse * p.gd_before**2 / p.dd / slope
 
 
+@transformation
 def nonlinear_cg(
     learning_rate: optax.ScalarOrSchedule | None = None,
     method: str = "hager_zhang",

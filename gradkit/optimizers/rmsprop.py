@@ -8,10 +8,11 @@ import optax
 from gradkit.transforms.adaptive import scale_by_rms, scale_by_stddev
 from gradkit.transforms.chain import chain
 from gradkit.transforms.learning_rate import scale_by_learning_rate
-from gradkit.transforms.link import Link
+from gradkit.transforms.link import Link, transformation
 from gradkit.transforms.momentum import heavy_ball
 
 
+@transformation
 def rmsprop(
     learning_rate: optax.ScalarOrSchedule = 1e-3,
     decay: optax.ScalarOrSchedule = 0.9,

@@ -16,7 +16,7 @@ from gradkit.krylov.subspace import grown
 from gradkit.optimizers.lengths import stepping
 from gradkit.states import Work
 from gradkit.transforms.line_search import line_search
-from gradkit.transforms.link import Link, link
+from gradkit.transforms.link import Link, link, transformation
 
 REACH = 100.0
 
@@ -47,6 +47,7 @@ class SaddleFreeState(NamedTuple):
         }
 
 
+@transformation
 def scale_by_saddle_free(
     damping: optax.ScalarOrSchedule = 0.0,
     *,
@@ -114,6 +115,7 @@ def scale_by_saddle_free(
     return link(init, update, damping=damping, tol=tol)
 
 
+@transformation
 def saddle_free(
     learning_rate: optax.ScalarOrSchedule | None = None,
     damping: optax.ScalarOrSchedule = 0.0,

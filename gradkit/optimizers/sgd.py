@@ -7,10 +7,11 @@ from jax.typing import DTypeLike
 
 from gradkit.transforms.chain import chain
 from gradkit.transforms.learning_rate import scale_by_learning_rate
-from gradkit.transforms.link import Link
+from gradkit.transforms.link import Link, transformation
 from gradkit.transforms.momentum import heavy_ball
 
 
+@transformation
 def sgd(
     learning_rate: optax.ScalarOrSchedule = 1e-2,
     momentum: optax.ScalarOrSchedule | None = None,

@@ -14,13 +14,14 @@ from gradkit.transforms.chain import chain
 from gradkit.transforms.conditional import every_so_often
 from gradkit.transforms.decay import add_decayed_weights
 from gradkit.transforms.learning_rate import scale_by_learning_rate
-from gradkit.transforms.link import Link, link
+from gradkit.transforms.link import Link, link, transformation
 from gradkit.transforms.selection import Labels
 from gradkit.tree import root, square
 
 RIDGE = 1e-6  # added to the eigenvalues of a factor, times the largest one
 
 
+@transformation
 def scale_by_shampoo(
     b1: optax.ScalarOrSchedule = 0.9,
     b2: optax.ScalarOrSchedule = 0.999,
@@ -66,11 +67,11 @@ def scale_by_shampoo(
     needs_count(block_size, "block_size", member="scale_by_shampoo")
 
     def init(params, step):
-        return kronecker.begun(params, step, block_size, axes, blocked=False)
+        return kronecker.begun(params, block_size, axes, blocked=False)
 
     def update(updates, state, params, h, **_):
         leaves = Leaves.of(updates, state, h, block_size, axes)
-        c1, c2 = h.bias("b1", state.since), h.bias("b2", state.since)
+        c1, c2 = h.bias("b1", state.age), h.bias("b2", state.age)
         mu = h.averaged("b1", leaves.mu, leaves.g)
         nu = h.averaged("b2", leaves.nu, [square(x) for x in leaves.g])
 
@@ -78,8 +79,7 @@ def scale_by_shampoo(
             del roots
             return [tuple(_inverse_root(L / c2, 2 * len(Ls)) for L in Ls) for Ls in factors]
 
-        age = h.step - state.since
-        roots = every_so_often(age, every, renew, leaves.matrices, leaves.factors, c2)
+        roots = every_so_often(state.age, every, renew, leaves.matrices, leaves.factors, c2)
 
         def scaled(cut, m, v, P):
             adam = m / c1 / (root(v / c2) + h.eps)
@@ -96,6 +96,7 @@ def scale_by_shampoo(
     return link(init, update, b1=b1, b2=b2, eps=eps, leafwise=True)
 
 
+@transformation
 def shampoo(
     learning_rate: optax.ScalarOrSchedule = 1e-3,
     b1: optax.ScalarOrSchedule = 0.9,

@@ -17,13 +17,14 @@ from gradkit.transforms.chain import chain
 from gradkit.transforms.conditional import when
 from gradkit.transforms.decay import add_decayed_weights
 from gradkit.transforms.learning_rate import scale_by_learning_rate
-from gradkit.transforms.link import Link, link
+from gradkit.transforms.link import Link, link, transformation
 from gradkit.transforms.selection import Labels
 from gradkit.tree import root, square
 
 PyTree = Any
 
 
+@transformation
 def scale_by_soap(
     b1: optax.ScalarOrSchedule = 0.95,
     b2: optax.ScalarOrSchedule = 0.95,
@@ -69,12 +70,12 @@ def scale_by_soap(
     needs_count(block_size, "block_size", member="scale_by_soap")
 
     def init(params, step):
-        return kronecker.begun(params, step, block_size, axes, blocked=True)
+        return kronecker.begun(params, block_size, axes, blocked=True)
 
     def update(updates, state, params, h, **_):
         leaves = Leaves.of(updates, state, h, block_size, axes)
-        c1, c2 = h.bias("b1", state.since), h.bias("b2", state.since)
-        age, kept = h.step - state.since, (leaves.matrices, leaves.mu, leaves.nu)
+        c1, c2 = h.bias("b1", state.age), h.bias("b2", state.age)
+        age, kept = state.age, (leaves.matrices, leaves.mu, leaves.nu)
 
         def first(kept, factors):
             Q = [tuple(jnp.linalg.eigh(L)[1][..., ::-1] for L in of_leaf) for of_leaf in factors]
@@ -101,6 +102,7 @@ def scale_by_soap(
     return link(init, update, b1=b1, b2=b2, eps=eps, leafwise=True)
 
 
+@transformation
 def soap(
     learning_rate: optax.ScalarOrSchedule = 3e-3,
     b1: optax.ScalarOrSchedule = 0.95,

@@ -8,10 +8,11 @@ from gradkit.transforms.chain import chain
 from gradkit.transforms.curvature_scaling import scale_by_sophia
 from gradkit.transforms.decay import add_decayed_weights
 from gradkit.transforms.learning_rate import scale_by_learning_rate
-from gradkit.transforms.link import Link
+from gradkit.transforms.link import Link, transformation
 from gradkit.transforms.selection import Labels
 
 
+@transformation
 def sophia(
     learning_rate: optax.ScalarOrSchedule = 1e-3,
     b1: optax.ScalarOrSchedule = 0.96,

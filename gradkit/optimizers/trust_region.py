@@ -16,7 +16,7 @@ from gradkit.krylov.models import ModelStep, Reduced, steihaug_step, trust_regio
 from gradkit.krylov.subspace import grown
 from gradkit.optimizers.modelled import ACCEPT, GOOD, LONGER, POOR, Last, Local, tried
 from gradkit.searches.acceptance import Found, Rules
-from gradkit.transforms.link import Link, link
+from gradkit.transforms.link import Link, link, transformation
 
 SOLVERS = ("steihaug", "gltr")
 
@@ -37,6 +37,7 @@ class TrustRegionState(NamedTuple):
         return {"radius": self.radius}
 
 
+@transformation
 def trust_region(
     radius: float | None = None,
     *,
@@ -121,7 +122,7 @@ def trust_region(
         after = jnp.where(here.usable, _adapted(found, max_radius), state.radius)
         return step, TrustRegionState(after, state.last.followed(here, space, found))
 
-    return link(init, update, tol=tol)
+    return link(init, update, steps=True, tol=tol)
 
 
 def _solver(solver, space):

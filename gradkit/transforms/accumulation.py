@@ -12,7 +12,8 @@ from jax.typing import ArrayLike, DTypeLike
 from gradkit import tree
 from gradkit.core import needs_count
 from gradkit.transforms.conditional import run_if
-from gradkit.transforms.link import Link, as_link, link
+from gradkit.transforms.foreign import as_link
+from gradkit.transforms.link import Link, link, transformation
 from gradkit.tree import wide, wide_zeros
 
 PyTree = Any
@@ -32,6 +33,7 @@ class AccumulationState(NamedTuple):
     emitted: ArrayLike
 
 
+@transformation
 def accumulate(
     inner: optax.GradientTransformation,
     every: int,
@@ -87,7 +89,7 @@ def accumulate(
         def emit(room, inner, sums, params, weight, emitted, traced):
             mean = jax.tree.map(lambda s: wide(s) / weight, room if sums is None else sums)
             seen = extra | traced | ({"grad": mean} if "grad" in extra else {})
-            return part.advance(mean, inner, params, emitted, seen)
+            return part.advance(mean, inner, params, h.now._replace(step=emitted), seen)
 
         context = params, weight, state.emitted, _traced(extra)
         shapes = jax.eval_shape(emit, None, state.inner, total, *context)[0]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike, DTypeLike
 
-from gradkit.transforms.link import Link, link
+from gradkit.transforms.link import Link, link, no_updates, one_more, transformation
 from gradkit.tree import root, square, wide, wide_zeros
 
 PyTree = Any
@@ -17,16 +17,16 @@ ScalarOrSchedule = optax.ScalarOrSchedule
 
 
 class RmsState(NamedTuple):
-    """`nu`: exponential moving average of g² over the updates g since the step `since`."""
+    """`nu`: exponential moving average of g² over the updates g so far, `age` in number."""
 
-    since: ArrayLike
+    age: ArrayLike
     nu: PyTree
 
 
 class MomentsState(NamedTuple):
-    """`mu`, `nu`: exponential moving averages of g and g² since the step `since`."""
+    """`mu`, `nu`: exponential moving averages of g and g² over the `age` updates g so far."""
 
-    since: ArrayLike
+    age: ArrayLike
     mu: PyTree
     nu: PyTree
 
@@ -44,6 +44,7 @@ class AdadeltaState(NamedTuple):
     e_x: PyTree
 
 
+@transformation
 def scale_by_rms(
     decay: ScalarOrSchedule = 0.9,
     eps: ScalarOrSchedule = 1e-8,
@@ -70,17 +71,18 @@ def scale_by_rms(
     """
 
     def init(params, step):
-        return RmsState(jnp.array(step), _squares(params, initial_scale, nu_dtype))
+        return RmsState(no_updates(), _squares(params, initial_scale, nu_dtype))
 
     def update(updates, state, params, h, **_):
-        c = h.bias("decay", state.since) if bias_correction else 1
+        c = h.bias("decay", state.age) if bias_correction else 1
         nu = _averaged_squares(updates, state.nu, h, "decay")
         scaled = jax.tree.map(lambda g, r: wide(g) / _root(r / c, h.eps, eps_in_sqrt), updates, nu)
-        return scaled, RmsState(state.since, optax.tree.cast_like(nu, state.nu))
+        return scaled, RmsState(one_more(state.age), optax.tree.cast_like(nu, state.nu))
 
     return link(init, update, decay=decay, eps=eps)
 
 
+@transformation
 def scale_by_stddev(
     decay: ScalarOrSchedule = 0.9,
     eps: ScalarOrSchedule = 1e-8,
@@ -111,10 +113,10 @@ def scale_by_stddev(
 
     def init(params, step):
         mu, nu = wide_zeros(params, mu_dtype), _squares(params, initial_scale, nu_dtype)
-        return MomentsState(jnp.array(step), mu, nu)
+        return MomentsState(no_updates(), mu, nu)
 
     def update(updates, state, params, h, **_):
-        c = h.bias("decay", state.since) if bias_correction else 1
+        c = h.bias("decay", state.age) if bias_correction else 1
         mu = h.averaged("decay", state.mu, updates)
         nu = _averaged_squares(updates, state.nu, h, "decay")
 
@@ -127,6 +129,7 @@ def scale_by_stddev(
     return link(init, update, decay=decay, eps=eps)
 
 
+@transformation
 def scale_by_adam(
     b1: ScalarOrSchedule = 0.9,
     b2: ScalarOrSchedule = 0.999,
@@ -161,12 +164,12 @@ def scale_by_adam(
 
     def init(params, step):
         mu, nu = wide_zeros(params, mu_dtype), _squares(params, 0.0, nu_dtype)
-        return MomentsState(jnp.array(step), mu, nu)
+        return MomentsState(no_updates(), mu, nu)
 
     def update(updates, state, params, h, **_):
         b1, rest = h.b1, h.complement("b1")
-        since = (state.since, state.since, state.since - 1)
-        weights = [h.bias(b, s) for b, s in zip(("b1", "b2", "b1"), since, strict=True)]
+        t = state.age
+        weights = [h.bias(b, age) for b, age in (("b1", t), ("b2", t), ("b1", t + 1))]
         c1, c2, ahead = (1 / c if bias_correction else 1 for c in weights)
         mu = h.averaged("b1", state.mu, updates)
         nu = _averaged_squares(updates, state.nu, h, "b2")
@@ -180,6 +183,7 @@ def scale_by_adam(
     return link(init, update, b1=b1, b2=b2, eps=eps, eps_root=eps_root)
 
 
+@transformation
 def scale_by_rss(
     initial_accumulator_value: float | jax.Array = 0.1,
     eps: ScalarOrSchedule = 1e-7,
@@ -216,6 +220,7 @@ def scale_by_rss(
     return link(init, update, eps=eps)
 
 
+@transformation
 def scale_by_adadelta(rho: ScalarOrSchedule = 0.9, eps: ScalarOrSchedule = 1e-6) -> Link:
     """Scales updates g to u = g √(x + ε)/√(r + ε), r and x the averages of g² and of u² before.
 
@@ -263,7 +268,7 @@ def _averaged_squares(updates: PyTree, mean: PyTree, h: Any, decay: str) -> PyTr
 
 def _moments(state: MomentsState, mu: PyTree, nu: PyTree) -> MomentsState:
     kept = optax.tree.cast_like(mu, state.mu), optax.tree.cast_like(nu, state.nu)
-    return MomentsState(state.since, *kept)
+    return MomentsState(one_more(state.age), *kept)
 
 
 def _root(r: jax.Array, eps: jax.Array, eps_in_sqrt: bool) -> jax.Array:

@@ -10,14 +10,15 @@ import optax
 from jax.typing import ArrayLike, DTypeLike
 
 from gradkit.core import needs_count, needs_params
-from gradkit.transforms.link import Link, as_link, link, state_type
+from gradkit.transforms.foreign import as_link
+from gradkit.transforms.link import Link, link, no_updates, one_more, state_type, transformation
 from gradkit.tree import wide, wide_copy, wide_zeros
 
 PyTree = Any
 
 
 class AverageState(NamedTuple):
-    """`mean = Σᵢ (1 − β) βᵗ⁻ⁱ θᵢ` over the parameters since the step `since`, and its `weight`."""
+    """`mean = Σᵢ (1 − β) βᵗ⁻ⁱ θᵢ` over the parameters so far, and its `weight`."""
 
     weight: ArrayLike
     mean: PyTree
@@ -28,6 +29,7 @@ class AverageState(NamedTuple):
         return jax.tree.map(lambda m: m / self.weight, self.mean)
 
 
+@transformation
 def average_params(
     decay: optax.ScalarOrSchedule = 0.999, accumulator_dtype: DTypeLike | None = None
 ) -> Link:
@@ -66,6 +68,7 @@ def average_params(
     return link(init, update, decay=decay)
 
 
+@transformation
 def lookahead(
     fast_optimizer: optax.GradientTransformation,
     sync_period: int = 6,
@@ -95,15 +98,15 @@ def lookahead(
     """
     needs_count(sync_period, "sync_period", member="lookahead")
     part = as_link(fast_optimizer)
-    state_of = state_type((part.name, "slow"))
+    state_of = state_type((part.name, "slow", "age"))
 
     def init(params, step):
-        return state_of(part.start(params, step), wide_copy(params))
+        return state_of(part.start(params, step), wide_copy(params), no_updates())
 
     def update(updates, state, params, h, **extra):
         needs_params(params, member="lookahead")
-        u, inner = part.advance(updates, state[0], params, h.step, extra)
-        alpha = jnp.where((h.step + 1) % sync_period == 0, h.slow_step_size, 0)
+        u, inner = part.advance(updates, state[0], params, h.now, extra)
+        alpha = jnp.where((state.age + 1) % sync_period == 0, h.slow_step_size, 0)
         sync = alpha != 0
 
         def moved(slow, p, u):
@@ -116,6 +119,6 @@ def lookahead(
         if reset_state:
             fresh = part.start(params, h.step + 1)
             inner = optax.tree.where(sync, fresh, inner)
-        return u, state_of(inner, slow)
+        return u, state_of(inner, slow, one_more(state.age))
 
     return link(init, update, around=part, slow_step_size=slow_step_size)

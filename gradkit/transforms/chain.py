@@ -6,10 +6,11 @@ import collections
 
 import optax
 
-from gradkit import tree
-from gradkit.transforms.link import Link, as_link, check_state, state_type
+from gradkit.transforms.foreign import as_link
+from gradkit.transforms.link import Link, Traits, check_state, state_type, transformation
 
 
+@transformation
 def chain(*members: optax.GradientTransformation, **named: optax.GradientTransformation) -> Link:
     """Returns the transformation that applies its members one after the other.
 
@@ -58,19 +59,24 @@ def chain(*members: optax.GradientTransformation, **named: optax.GradientTransfo
     def start(params, step):
         return state_of(*(link.start(params, step) for link in links))
 
-    def advance(updates, state, params, step, extra):
+    def advance(updates, state, params, now, extra):
         check_state(state, names)
         following = []
         for link, link_state in zip(links, state, strict=True):
-            updates, link_state = link.advance(updates, link_state, params, step, extra)
+            updates, link_state = link.advance(updates, link_state, params, now, extra)
             following.append(link_state)
         return updates, state_of(*following)
 
-    cast = links[-1].cast if links else tree.cast_updates
-    leafwise = next((link.leafwise for link in links if link.leafwise), None)
-    evaluates = bool(links) and links[-1].evaluates
-    about = {"cast": cast, "leafwise": leafwise, "evaluates": evaluates}
-    return Link("chain", start, advance, names, **about)
+    def steps(params):
+        of_leaves = zip(*(link.traits.steps(params) for link in links), strict=True)
+        return [next((s for s in (True, None) if s in flags), False) for flags in of_leaves]
+
+    last = links[-1].traits if links else Traits()
+    traits = last._replace(
+        leafwise=next((link.traits.leafwise for link in links if link.traits.leafwise), None),
+        passes_on=next((link.traits.passes_on for link in links if link.traits.passes_on), None),
+    )
+    return Link("chain", start, advance, names, traits._replace(steps=steps) if links else traits)
 
 
 def _numbered(names: list[str]) -> tuple[str, ...]:

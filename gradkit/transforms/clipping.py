@@ -10,7 +10,7 @@ import optax
 
 from gradkit import tree
 from gradkit.core import needs_params
-from gradkit.transforms.link import Link, link
+from gradkit.transforms.link import Link, link, transformation
 from gradkit.tree import wide
 
 PyTree = Any
@@ -37,6 +37,7 @@ class ClippedState(NamedTuple):
         return {"clipped": self.clipped}
 
 
+@transformation
 def clip_by_global_norm(max_norm: optax.ScalarOrSchedule) -> Link:
     """Scales updates g by c/‖g‖ if ‖g‖ > c, the norm over all leaves; else leaves them as they are.
 
@@ -64,6 +65,7 @@ def clip_by_global_norm(max_norm: optax.ScalarOrSchedule) -> Link:
     return link(init, update, max_norm=max_norm)
 
 
+@transformation
 def clip_by_leaf_norm(max_norm: optax.ScalarOrSchedule) -> Link:
     """Scales each leaf g of the updates by c/‖g‖ if its own norm ‖g‖ > c.
 
@@ -86,6 +88,7 @@ def clip_by_leaf_norm(max_norm: optax.ScalarOrSchedule) -> Link:
     return link(init, update, leafwise=True, max_norm=max_norm)
 
 
+@transformation
 def clip(max_delta: optax.ScalarOrSchedule) -> Link:
     """Clips every element of the updates to [−c, c]. NaN stays NaN.
 
@@ -99,6 +102,7 @@ def clip(max_delta: optax.ScalarOrSchedule) -> Link:
     return link(None, update, max_delta=max_delta)
 
 
+@transformation
 def adaptive_grad_clip(
     clipping: optax.ScalarOrSchedule,
     eps: optax.ScalarOrSchedule = 1e-3,

@@ -15,7 +15,7 @@ from gradkit import tree
 from gradkit.core import needs_count, required
 from gradkit.states import Work
 from gradkit.transforms.conditional import deferred, every_so_often
-from gradkit.transforms.link import Link, link
+from gradkit.transforms.link import Link, link, no_updates, one_more, power, transformation
 from gradkit.tree import wide, wide_zeros
 
 PyTree = Any
@@ -23,14 +23,14 @@ ScalarOrSchedule = optax.ScalarOrSchedule
 
 
 class CurvatureMomentsState(NamedTuple):
-    """`mu`, an average of g, and `nu`, one of the measured diagonals, since the step `since`.
+    """`mu`: average of the `age` updates g so far. `diagonal`: that of the measured diagonals.
 
     `measured` counts the diagonals, `clipped` is the share of the last updates that was.
     """
 
-    since: ArrayLike
+    age: ArrayLike
     mu: PyTree
-    nu: PyTree
+    diagonal: PyTree
     measured: jax.Array
     clipped: jax.Array
     work: Work
@@ -40,7 +40,7 @@ class CurvatureMomentsState(NamedTuple):
         """Returns what is known before the first update."""
         share, count = jnp.zeros((), tree.scalar_dtype(params)), jnp.zeros((), jnp.int32)
         trees = wide_zeros(params), wide_zeros(params)
-        return cls(jnp.array(step), *trees, count, share, Work.none())
+        return cls(no_updates(), *trees, count, share, Work.none())
 
     def metrics(self) -> dict[str, jax.Array]:
         """Publishes the number of diagonals, and the share of the updates that was clipped."""
@@ -53,17 +53,23 @@ class CurvatureMomentsState(NamedTuple):
         diagonal, asked = _diagonal(extra, h.step, member=member)
 
         def measure(state, diagonal):
-            nu = optax.tree.cast_like(h.averaged("b2", state.nu, of(diagonal())), state.nu)
+            mean = h.averaged("b2", state.diagonal, of(diagonal()))
+            mean = optax.tree.cast_like(mean, state.diagonal)
             work = state.work.plus(**asked)
-            return state._replace(nu=nu, measured=state.measured + 1, work=work)
+            return state._replace(diagonal=mean, measured=state.measured + 1, work=work)
 
-        return every_so_often(h.step - self.since, every, measure, self, diagonal)
+        return every_so_often(self.age, every, measure, self, diagonal)
 
     def averaged(self, updates: PyTree, h: Any) -> CurvatureMomentsState:
-        """Returns the state with the updates in `mu`."""
+        """Returns the state with the updates in `mu`; their number is left for `older`."""
         return self._replace(mu=optax.tree.cast_like(h.averaged("b1", self.mu, updates), self.mu))
 
+    def older(self) -> CurvatureMomentsState:
+        """Returns the state with one update more."""
+        return self._replace(age=one_more(self.age))
 
+
+@transformation
 def scale_by_adahessian(
     b1: ScalarOrSchedule = 0.9,
     b2: ScalarOrSchedule = 0.999,
@@ -104,18 +110,19 @@ def scale_by_adahessian(
     def update(updates, state, params, h, **extra):
         state = state.averaged(updates, h)
         state = state.measured_anew(h, every, extra, "scale_by_adahessian", _averaged_squares)
-        c1, c2 = h.bias("b1", state.since), 1 - h.b2**state.measured
+        c1, c2 = h.bias("b1", state.age), 1 - power(h.b2, state.measured)
 
         def scaled(m, v):
             return m / c1 / ((v / c2) ** (h.power / 2) + h.eps)
 
-        return jax.tree.map(scaled, state.mu, state.nu), state
+        return jax.tree.map(scaled, state.mu, state.diagonal), state.older()
 
     return link(
         CurvatureMomentsState.none, update, b1=b1, b2=b2, eps=eps, power=power, leafwise=True
     )
 
 
+@transformation
 def scale_by_sophia(
     b1: ScalarOrSchedule = 0.96,
     b2: ScalarOrSchedule = 0.99,
@@ -157,11 +164,13 @@ def scale_by_sophia(
     def update(updates, state, params, h, **extra):
         state = state.averaged(updates, h)
         state = state.measured_anew(h, every, extra, "scale_by_sophia", lambda D: D)
-        u = jax.tree.map(lambda m, d: m / jnp.maximum(h.gamma * d, h.eps), state.mu, state.nu)
+        u = jax.tree.map(lambda m, d: m / jnp.maximum(h.gamma * d, h.eps), state.mu, state.diagonal)
         size = sum(x.size for x in jax.tree.leaves(u))
         beyond = sum(jnp.sum(jnp.abs(x) > 1) for x in jax.tree.leaves(u))
         clipped = jnp.asarray(beyond / max(size, 1), state.clipped.dtype)
-        return jax.tree.map(lambda x: jnp.clip(x, -1, 1), u), state._replace(clipped=clipped)
+        return jax.tree.map(lambda x: jnp.clip(x, -1, 1), u), state.older()._replace(
+            clipped=clipped
+        )
 
     return link(CurvatureMomentsState.none, update, b1=b1, b2=b2, eps=eps, gamma=gamma)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import optax
 
-from gradkit.transforms.link import Link, link
+from gradkit.transforms.link import Link, link, transformation
 from gradkit.transforms.selection import Labels, mask_checked, on_params
 from gradkit.tree import wide
 
 
+@transformation
 def add_decayed_weights(
     weight_decay: optax.ScalarOrSchedule = 0.0,
     mask: Labels | None = None,

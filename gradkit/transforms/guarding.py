@@ -11,7 +11,8 @@ from jax.typing import ArrayLike
 
 from gradkit import tree
 from gradkit.core import required
-from gradkit.transforms.link import Link, as_link, link
+from gradkit.transforms.foreign import as_link
+from gradkit.transforms.link import Link, Now, link, power, transformation
 from gradkit.tree import wide
 
 PyTree = Any
@@ -49,6 +50,7 @@ class SpikeState(NamedTuple):
         return {"spikes": self.spikes, "deviation": self.deviation}
 
 
+@transformation
 def apply_if_finite(inner: optax.GradientTransformation, max_consecutive_errors: int = 5) -> Link:
     """Skips updates with a NaN or an infinity: a zero update, and the inner state as it was.
 
@@ -76,7 +78,7 @@ def apply_if_finite(inner: optax.GradientTransformation, max_consecutive_errors:
             finite &= jnp.all(jnp.isfinite(leaf))
         row = jnp.where(finite, 0, state.not_finite + 1)
         applies = finite | (row > max_consecutive_errors)
-        u, following = _if(applies, part, updates, state, params, extra)
+        u, following = _if(applies, part, updates, state, params, h.now, extra)
         return u, FiniteState(
             inner=following,
             not_finite=row,
@@ -87,6 +89,7 @@ def apply_if_finite(inner: optax.GradientTransformation, max_consecutive_errors:
     return link(init, update, around=part)
 
 
+@transformation
 def guard_spikes(
     inner: optax.GradientTransformation,
     watch: Literal["gradient_norm", "value"] = "gradient_norm",
@@ -141,7 +144,7 @@ def guard_spikes(
         else:
             x = jnp.log(jnp.maximum(tree.norm(updates), jnp.finfo(state.mean.dtype).tiny))
         x = x.astype(state.mean.dtype)
-        weight = 1 - h.decay**state.seen
+        weight = 1 - power(h.decay, state.seen)
         m = state.mean / jnp.where(weight > 0, weight, 1)
         variance = state.square / jnp.where(weight > 0, weight, 1) - m * m
         s = tree.root(jnp.maximum(variance, 0)) + 1e-2  # one percent is never out of the ordinary
@@ -152,7 +155,7 @@ def guard_spikes(
         if action == "clip":
             factor = jnp.where(spike & finite, jnp.exp(limit - x), 1)
             updates = jax.tree.map(lambda g: factor * wide(g), updates)
-        u, following = _if(applies, part, updates, state, params, extra)
+        u, following = _if(applies, part, updates, state, params, h.now, extra)
         typical = jnp.where(finite, jnp.where(spike, limit, x), m)
         rest = h.complement("decay")
         return u, SpikeState(
@@ -169,9 +172,16 @@ def guard_spikes(
 
 
 def _if(
-    applies: jax.Array, part: Link, updates: PyTree, state: Any, params: PyTree, extra: dict
+    applies: jax.Array,
+    part: Link,
+    updates: PyTree,
+    state: Any,
+    params: PyTree,
+    now: Now,
+    extra: dict,
 ) -> tuple[PyTree, PyTree]:
     """The inner transformation's update where it applies, else a zero one and its old state."""
-    u, following = part.advance(updates, state.inner, params, state.applied, extra)
+    now = now._replace(step=state.applied)
+    u, following = part.advance(updates, state.inner, params, now, extra)
     held = optax.tree.where(applies, following, state.inner)
     return jax.tree.map(lambda x: jnp.where(applies, x, 0), u), held

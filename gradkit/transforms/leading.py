@@ -20,9 +20,9 @@ LEAST_PRODUCTS = 4
 
 
 class Leading(NamedTuple):
-    """`‖A x − value x‖ = residual`: the largest eigenvalue found, and its unit vector x."""
+    """`‖A x − eigenvalue x‖ = residual`: the largest eigenvalue found, and its unit vector x."""
 
-    value: jax.Array
+    eigenvalue: jax.Array
     residual: jax.Array
     vector: PyTree
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import jax
 import optax
 
-from gradkit.transforms.link import Link, link
+from gradkit.transforms.link import Link, link, transformation
 from gradkit.tree import wide
 
 
+@transformation
 def scale_by_learning_rate(
     learning_rate: optax.ScalarOrSchedule, *, flip_sign: bool = True
 ) -> Link:
@@ -26,4 +27,4 @@ def scale_by_learning_rate(
         eta = -h.learning_rate if flip_sign else h.learning_rate
         return jax.tree.map(lambda u: eta * wide(u), updates), state
 
-    return link(None, update, learning_rate=learning_rate)
+    return link(None, update, steps=flip_sign, learning_rate=learning_rate)

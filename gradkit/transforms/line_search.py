@@ -14,7 +14,7 @@ from gradkit.core import Known, required
 from gradkit.searches.line import Rules, Trial, along
 from gradkit.searches.methods import method_named
 from gradkit.states import Work
-from gradkit.transforms.link import Link, link
+from gradkit.transforms.link import Link, link, transformation
 
 PyTree = Any
 
@@ -75,6 +75,7 @@ class Line(NamedTuple):
         return f, -tree.inner(g, self.u), g
 
 
+@transformation
 def line_search(
     method: str = "backtracking",
     *,
@@ -163,4 +164,4 @@ def line_search(
         )
 
     rules: Any = {"decrease": decrease, "curvature": curvature, "shrink": shrink}
-    return link(init, update, evaluates=search.slopes, **rules)
+    return link(init, update, evaluates=search.slopes, steps=True, **rules)

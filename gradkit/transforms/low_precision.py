@@ -12,7 +12,8 @@ from jax.typing import DTypeLike
 from gradkit import shardings, tree
 from gradkit.core import needs_count
 from gradkit.states import parameter_of
-from gradkit.transforms.link import Link, as_link, link
+from gradkit.transforms.foreign import as_link
+from gradkit.transforms.link import Link, link, transformation
 from gradkit.transforms.precision import cut_off
 from gradkit.tree import wide
 
@@ -34,6 +35,7 @@ class Packed(NamedTuple):
     scales: jax.Array | None
 
 
+@transformation
 def low_precision(
     inner: optax.GradientTransformation,
     dtype: Literal["bfloat16", "int8"] | DTypeLike = "bfloat16",
@@ -107,7 +109,7 @@ def low_precision(
         held = jax.tree.map(
             lambda x: unpacked(x, block_size) if isinstance(x, Packed) else x, state, is_leaf=_whole
         )
-        following, held = part.advance(updates, held, params, h.step, extra)
+        following, held = part.advance(updates, held, params, h.now, extra)
         return following, packed(held, updates, h.step + 1)
 
     return link(init, update, around=part)

@@ -5,29 +5,29 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike, DTypeLike
 
-from gradkit.transforms.link import Link, link
+from gradkit.transforms.link import Link, link, no_updates, one_more, transformation
 from gradkit.tree import wide, wide_zeros
 
 PyTree = Any
 
 
 class EmaState(NamedTuple):
-    """`mean = Σᵢ (1 − β) βᵗ⁻ⁱ xᵢ` over the updates x since the step `since`."""
+    """`mean = Σᵢ (1 − β) βᵗ⁻ⁱ xᵢ` over the updates x so far, `age` in number."""
 
-    since: ArrayLike
+    age: ArrayLike
     mean: PyTree
 
 
 class BiasCorrectionState(NamedTuple):
-    """The step at which the average to be corrected was zero."""
+    """`age`: updates since the average to be corrected was zero."""
 
-    since: ArrayLike
+    age: ArrayLike
 
 
+@transformation
 def ema(
     decay: optax.ScalarOrSchedule,
     debias: bool = True,
@@ -49,17 +49,18 @@ def ema(
     """
 
     def init(params, step):
-        return EmaState(jnp.array(step), wide_zeros(params, accumulator_dtype))
+        return EmaState(no_updates(), wide_zeros(params, accumulator_dtype))
 
     def update(updates, state, params, h, **_):
         mean = h.averaged("decay", state.mean, updates)
-        correction = h.bias("decay", state.since) if debias else 1
+        correction = h.bias("decay", state.age) if debias else 1
         averaged = jax.tree.map(lambda m: m / correction, mean)
-        return averaged, EmaState(state.since, optax.tree.cast_like(mean, state.mean))
+        return averaged, EmaState(one_more(state.age), optax.tree.cast_like(mean, state.mean))
 
     return link(init, update, decay=decay)
 
 
+@transformation
 def bias_correction(decay: optax.ScalarOrSchedule) -> Link:
     """Divides the t-th update by 1 − βᵗ: an average that started at zero becomes unbiased.
 
@@ -70,10 +71,12 @@ def bias_correction(decay: optax.ScalarOrSchedule) -> Link:
     """
 
     def init(params, step):
-        return BiasCorrectionState(jnp.array(step))
+        return BiasCorrectionState(no_updates())
 
     def update(updates, state, params, h, **_):
-        correction = h.bias("decay", state.since)
-        return jax.tree.map(lambda m: wide(m) / correction, updates), state
+        correction = h.bias("decay", state.age)
+        return jax.tree.map(lambda m: wide(m) / correction, updates), BiasCorrectionState(
+            one_more(state.age)
+        )
 
     return link(init, update, decay=decay)

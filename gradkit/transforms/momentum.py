@@ -8,7 +8,7 @@ import jax
 import optax
 from jax.typing import DTypeLike
 
-from gradkit.transforms.link import Link, link
+from gradkit.transforms.link import Link, link, transformation
 from gradkit.tree import wide, wide_zeros
 
 PyTree = Any
@@ -20,6 +20,7 @@ class VelocityState(NamedTuple):
     velocity: PyTree
 
 
+@transformation
 def heavy_ball(
     decay: optax.ScalarOrSchedule,
     nesterov: bool = False,
@@ -56,6 +57,7 @@ def heavy_ball(
     return link(init, update, decay=decay)
 
 
+@transformation
 def velocity(
     learning_rate: optax.ScalarOrSchedule,
     decay: optax.ScalarOrSchedule = 0.9,
@@ -84,4 +86,4 @@ def velocity(
         v = jax.tree.map(lambda g, v: mu * wide(v) - eta * wide(g), updates, state.velocity)
         return v, VelocityState(optax.tree.cast_like(v, state.velocity))
 
-    return link(init, update, learning_rate=learning_rate, decay=decay)
+    return link(init, update, steps=True, learning_rate=learning_rate, decay=decay)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from gradkit import tree
 from gradkit.core import needs_params
-from gradkit.transforms.link import Link, link
+from gradkit.transforms.link import Link, link, transformation
 
 
 class MonitorState(NamedTuple):
@@ -24,6 +24,7 @@ class MonitorState(NamedTuple):
         return {**self._asdict(), "update_to_weight": ratio}
 
 
+@transformation
 def monitor() -> Link:
     """Publishes the norm of the updates and their ratio to the parameters; they pass as they are.
 

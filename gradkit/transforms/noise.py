@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gradkit.transforms.link import Link, link
+from gradkit.transforms.link import Link, link, transformation
 from gradkit.tree import wide
 
 
+@transformation
 def add_noise(
     eta: optax.ScalarOrSchedule, gamma: optax.ScalarOrSchedule, key: jax.Array | int = 0
 ) -> Link:
@@ -41,6 +42,7 @@ def add_noise(
     return link(None, update, eta=eta, gamma=gamma)
 
 
+@transformation
 def centralize() -> Link:
     """Subtracts from each unit's update its mean: leaves with two axes or more.
 

@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from gradkit import tree
 from gradkit.core import needs_count, required
-from gradkit.transforms.link import Link, link
+from gradkit.transforms.link import Link, link, transformation
 from gradkit.tree import wide
 
 
@@ -30,6 +30,7 @@ class PlateauState(NamedTuple):
         return {"plateau_scale": self.scale}
 
 
+@transformation
 def reduce_on_plateau(
     factor: optax.ScalarOrSchedule = 0.1,
     patience: int = 10,

@@ -11,12 +11,15 @@ import optax
 
 from gradkit import tree
 from gradkit.core import needs_params
-from gradkit.transforms.link import Link, as_link, link, seen_from_inside, state_type
+from gradkit.transforms.foreign import as_link
+from gradkit.transforms.link import Link, link, state_type, transformation
+from gradkit.transforms.views import seen_from_inside
 from gradkit.tree import wide
 
 PyTree = Any
 
 
+@transformation
 def master_weights(inner: optax.GradientTransformation) -> Link:
     """Runs an optimizer on a float32 copy of low-precision parameters, which follow it rounded.
 
@@ -49,14 +52,16 @@ def master_weights(inner: optax.GradientTransformation) -> Link:
         widened = functools.partial(jax.tree.map, wide)
         lowered = functools.partial(optax.tree.cast_like, other_tree=params)
         extra = seen_from_inside(extra, widened, lowered, lowered)
-        u, inner_state = part.advance(widened(updates), state[0], held, h.step, extra)
+        now = h.now._replace(dtypes=jax.tree.map(jnp.result_type, held))
+        u, inner_state = part.advance(widened(updates), state[0], held, now, extra)
         master = jax.tree.map(lambda m, u: (m + wide(u)).astype(m.dtype), held, u)
         following = jax.tree.map(lambda m, p: wide(m.astype(p.dtype)) - wide(p), master, params)
         return following, state_of(inner_state, master)
 
-    return link(init, update, around=part, cast=tree.as_they_are)
+    return link(init, update, around=part, traits={"cast": tree.as_they_are})
 
 
+@transformation
 def stochastic_rounding(key: jax.Array | int = 0) -> Link:
     """Rounds θ + u to the parameters' dtype up or down at random, right in the mean.
 
@@ -95,7 +100,7 @@ def stochastic_rounding(key: jax.Array | int = 0) -> Link:
 
         return jax.tree.map(leaf, updates, params, keys), state
 
-    return link(None, update, cast=tree.as_they_are)
+    return link(None, update, traits={"cast": tree.as_they_are})
 
 
 def cut_off(x: jax.Array, noise: jax.Array) -> jax.Array:

@@ -6,11 +6,12 @@ import jax.numpy as jnp
 import optax
 
 from gradkit.transforms.clipping import unit_norms
-from gradkit.transforms.link import Link, link
+from gradkit.transforms.link import Link, link, transformation
 from gradkit.transforms.selection import Labels, mask_checked, on_params
 from gradkit.tree import wide
 
 
+@transformation
 def proximal_step(
     learning_rate: optax.ScalarOrSchedule,
     l1: optax.ScalarOrSchedule = 0.0,
@@ -48,10 +49,11 @@ def proximal_step(
         return on_params(step, updates, params, mask, "proximal_step"), state
 
     init = mask_checked(mask, "proximal_step")
-    whole = mask is not None
-    return link(init, update, leafwise=whole, learning_rate=learning_rate, l1=l1, l2=l2)
+    about = {"leafwise": mask is not None, "steps": True}
+    return link(init, update, **about, learning_rate=learning_rate, l1=l1, l2=l2)
 
 
+@transformation
 def project_max_norm(max_norm: optax.ScalarOrSchedule, mask: Labels | None = None) -> Link:
     """Scales the weights that come into each unit to the norm c, where the step left them longer.
 

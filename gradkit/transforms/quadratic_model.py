@@ -12,7 +12,7 @@ from gradkit import tree
 from gradkit.core import needs_params, needs_positive, required
 from gradkit.operators import Operator
 from gradkit.states import Work
-from gradkit.transforms.link import Link, link
+from gradkit.transforms.link import Link, link, transformation
 
 PyTree = Any
 
@@ -47,6 +47,7 @@ class QuadraticModelState(NamedTuple):
         return {k: v for k, v in self._asdict().items() if k not in ("last", "work")}
 
 
+@transformation
 def scale_by_quadratic_model(
     damping: float = 1.0, *, max_length: optax.ScalarOrSchedule | None = None
 ) -> Link:
@@ -136,7 +137,7 @@ def scale_by_quadratic_model(
         )
 
     limit: dict[str, Any] = {} if max_length is None else {"max_length": max_length}
-    return link(init, update, **limit)
+    return link(init, update, steps=True, **limit)
 
 
 class Plane(NamedTuple):

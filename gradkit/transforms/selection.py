@@ -15,7 +15,9 @@ from jax.tree_util import GetAttrKey
 from gradkit import tree
 from gradkit.core import needs_params
 from gradkit.states import did_you_mean
-from gradkit.transforms.link import Link, as_link, link, seen_from_inside, state_type
+from gradkit.transforms.foreign import as_link
+from gradkit.transforms.link import Link, Now, link, state_type, transformation
+from gradkit.transforms.views import seen_from_inside
 
 PyTree = Any
 Labels = Any
@@ -69,11 +71,12 @@ def by_path(
     return labels_of
 
 
+@transformation
 def masked(
     inner: optax.GradientTransformation,
     mask: Labels,
     *,
-    unselected: Literal["zero", "keep"] = "zero",
+    unselected: Literal["zero", "keep"] | None = None,
 ) -> Link:
     """Applies a transformation to the leaves that a mask selects.
 
@@ -81,20 +84,33 @@ def masked(
     `update` are restricted with them: a member that calls the loss gets it as a function of the
     selected leaves, with the others where they are, and curvature as its block.
 
-    Differs: from optax in that the other leaves get a zero update unless `unselected` says
-    otherwise, and in that members that call the loss work, without `mask_compatible_extra_args`.
+    The updates of the other leaves pass as they are, for other members of the chain. Where none of
+    them makes steps of those, and the inner transformation is a whole optimizer, they would be raw
+    gradients, which lead up the loss: `init` refuses that unless `unselected` says what is meant.
+
+    Differs: from optax in that refusal and in `unselected`, and in that members that call the loss
+    work, without `mask_compatible_extra_args`.
 
     Args:
         inner: the transformation.
         mask: tree of booleans like the parameters or a prefix of it, a function that makes one from
             the parameters (such as `gk.by_path`), or a pattern of paths or several: `"*.kernel"`.
-        unselected: what the other leaves' updates become: "zero", or "keep" to pass them on, as for
-            a weight decay within a chain.
+        unselected: "zero": the other leaves stay where they are. "keep": their updates pass, raw
+            gradients or not. None (default): they pass, unless they would leave as raw gradients.
 
     Raises:
-        ValueError: the mask does not fit the parameters; at `init`.
+        ValueError: from `init`, the mask does not fit the parameters, or leaves would get their raw
+            gradients for updates.
+
+    Example:
+        >>> import jax.numpy as jnp, gradkit as gk
+        >>> decay = gk.masked(gk.add_decayed_weights(0.1), "*.kernel")
+        >>> tx = gk.chain(decay, gk.sgd(1.0))
+        >>> params = {"dense": {"kernel": jnp.ones(1), "bias": jnp.ones(1)}}
+        >>> tx.update(params, tx.init(params), params)[0]["dense"]
+        {'bias': Array([-1.], dtype=float32), 'kernel': Array([-1.1], dtype=float32)}
     """
-    if unselected not in ("zero", "keep"):
+    if unselected not in ("zero", "keep", None):
         raise ValueError(f"masked: unselected must be 'zero' or 'keep', got {unselected!r}")
     part = as_link(inner)
     state_of = state_type((part.name,))
@@ -105,13 +121,21 @@ def masked(
 
     def update(updates, state, params, h, **extra):
         kept = selected(mask, updates if params is None else params, member="masked")
-        changed, inner_state = _within(part, kept, updates, state[0], params, h.step, extra)
-        others = updates if unselected == "keep" else jax.tree.map(jnp.zeros_like, updates)
+        changed, inner_state = _within(part, kept, updates, state[0], params, h.now, extra)
+        others = jax.tree.map(jnp.zeros_like, updates) if unselected == "zero" else updates
         return _merged(changed, others, kept), state_of(inner_state)
 
-    return link(init, update, leafwise=True)
+    def steps(params):
+        kept = selected(mask, params, member="masked")
+        inside = iter(part.traits.steps(_select(params, kept)))
+        others = None if unselected else False
+        return [next(inside) if keep else others for keep in kept]
+
+    traits = {"steps": steps, "passes_on": "masked"} if unselected is None else {"steps": steps}
+    return link(init, update, leafwise=True, compiles=False, traits=traits)
 
 
+@transformation
 def partition(
     transforms: Mapping[Hashable, optax.GradientTransformation], param_labels: Labels
 ) -> Link:
@@ -155,12 +179,21 @@ def partition(
         following, merged = {}, updates
         for label, kept in kept_by(updates if params is None else params).items():
             changed, following[label] = _within(
-                parts[label], kept, updates, state[label], params, h.step, extra
+                parts[label], kept, updates, state[label], params, h.now, extra
             )
             merged = _merged(changed, merged, kept)
         return merged, following
 
-    return link(init, update, leafwise=True)
+    def steps(params):
+        found: list[bool | None] = [None] * len(jax.tree.leaves(params))
+        for label, kept in kept_by(params).items():
+            inside = iter(parts[label].traits.steps(_select(params, kept)))
+            found = [next(inside) if keep else s for keep, s in zip(kept, found, strict=True)]
+        return [s or None for s in found] if True in found else found  # labels are meant
+
+    inner = (part.traits.passes_on for part in parts.values())
+    traits = {"steps": steps, "passes_on": next(filter(None, inner), None)}
+    return link(init, update, leafwise=True, compiles=False, traits=traits)
 
 
 def selected(mask: Labels, params: PyTree, *, member: str) -> tuple[bool, ...]:
@@ -264,7 +297,7 @@ def _within(
     updates: PyTree,
     state: PyTree,
     params: PyTree,
-    step: jax.Array,
+    now: Now,
     extra: dict[str, Any],
 ) -> tuple[PyTree, PyTree]:
     """What a link makes of the kept leaves: a shorter list of updates, and its state."""
@@ -280,7 +313,8 @@ def _within(
 
     inner_params = None if params is None else inward(params)
     inner_extra = seen_from_inside(extra, inward, outward, tangent)
-    return part.advance(inward(updates), state, inner_params, step, inner_extra)
+    inner_now = now._replace(dtypes=inward(now.dtypes))
+    return part.advance(inward(updates), state, inner_params, inner_now, inner_extra)
 
 
 def _select(whole: PyTree, kept: tuple[bool, ...]) -> PyTree:

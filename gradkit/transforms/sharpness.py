@@ -14,8 +14,9 @@ from gradkit.core import needs_count, needs_positive, required
 from gradkit.states import LinkState, Work
 from gradkit.transforms.adaptive import MomentsState, RmsState
 from gradkit.transforms.conditional import deferred, every_so_often
+from gradkit.transforms.foreign import as_link
 from gradkit.transforms.leading import Leading, largest, unknown
-from gradkit.transforms.link import Link, as_link, link
+from gradkit.transforms.link import Link, link, no_updates, one_more, power, transformation
 from gradkit.tree import wide
 
 PyTree = Any
@@ -24,17 +25,17 @@ PyTree = Any
 _OPTAX_EPS = 1e-8
 _OPTAX_ADAM = {"b1": 0.9, "b2": 0.999, "eps": _OPTAX_EPS, "eps_root": 0.0}
 
-_COUNTERS = {"step", "applied", "emitted"}  # fields that count the updates of what is within
-
 
 class SharpnessState(NamedTuple):
     """The last measurement; `measured_at` is the number of updates before it, −1 without any.
 
     `preconditioned` is that of P^(−1/2) H P^(−1/2), None without a second moment to precondition
-    with. `products` with the curvature operator are those of all measurements so far.
+    with. `products` with the curvature operator are those of all measurements so far. `age`: the
+    updates that this state has seen, every few of which it measures.
     """
 
     inner: PyTree
+    age: jax.Array
     curvature: Leading
     preconditioned: Leading | None
     products: jax.Array
@@ -43,17 +44,18 @@ class SharpnessState(NamedTuple):
     def metrics(self) -> dict[str, jax.Array]:
         """Publishes the eigenvalues with their residuals, their step, and the products so far."""
         found = {
-            "sharpness": self.curvature.value,
+            "sharpness": self.curvature.eigenvalue,
             "sharpness_residual": self.curvature.residual,
             "sharpness_step": self.measured_at,
             "sharpness_products": self.products,
         }
         if self.preconditioned is not None:
-            found["preconditioned_sharpness"] = self.preconditioned.value
+            found["preconditioned_sharpness"] = self.preconditioned.eigenvalue
             found["preconditioned_sharpness_residual"] = self.preconditioned.residual
         return found
 
 
+@transformation
 def track_sharpness(
     inner: optax.GradientTransformation,
     *,
@@ -113,15 +115,16 @@ def track_sharpness(
         nothing = unknown(params)
         return SharpnessState(
             inner=held,
+            age=no_updates(),
             curvature=nothing,
-            preconditioned=unknown(params) if _second_moment(held, params, step) else None,
+            preconditioned=unknown(params) if _second_moment(held, params) else None,
             products=jnp.zeros((), jnp.int32),
             measured_at=jnp.full((), -1, jnp.int32),
         )
 
     def update(updates, state, params, h, **extra):
         curvature = deferred(required(extra, "curvature", member="track_sharpness"))
-        u, following = part.advance(updates, state.inner, params, h.step, extra)
+        u, following = part.advance(updates, state.inner, params, h.now, extra)
 
         def measure(last, step, moment, curvature):
             A = curvature()
@@ -136,17 +139,18 @@ def track_sharpness(
 
         moment = None
         if state.preconditioned is not None:
-            moment = _second_moment(following, state.curvature.vector, h.step + 1)
+            moment = _second_moment(following, state.curvature.vector)
         context = h.step, moment, curvature
-        last = every_so_often(h.step, every, measure, state._replace(inner=()), *context)
-        return u, last._replace(inner=following)
+        last = every_so_often(state.age, every, measure, state._replace(inner=()), *context)
+        return u, last._replace(inner=following, age=one_more(state.age))
 
     return link(init, update, around=part)
 
 
 class SharpnessRateState(NamedTuple):
-    """The eigenpair λ_max of the last measurement, and the work of all so far."""
+    """The eigenpair λ_max of the last measurement, and the work of all so far in `age` updates."""
 
+    age: jax.Array
     curvature: Leading
     rate: jax.Array
     work: Work
@@ -154,12 +158,13 @@ class SharpnessRateState(NamedTuple):
     def metrics(self) -> dict[str, jax.Array]:
         """Publishes λ_max with its residual, and the learning rate that follows from it."""
         return {
-            "sharpness": self.curvature.value,
+            "sharpness": self.curvature.eigenvalue,
             "sharpness_residual": self.curvature.residual,
             "sharpness_rate": self.rate,
         }
 
 
+@transformation
 def scale_by_sharpness(
     factor: optax.ScalarOrSchedule = 1.0,
     max_learning_rate: optax.ScalarOrSchedule = 1.0,
@@ -207,7 +212,7 @@ def scale_by_sharpness(
 
     def init(params, step):
         nothing = unknown(params)
-        return SharpnessRateState(nothing, jnp.array(nothing.value), Work.none())
+        return SharpnessRateState(no_updates(), nothing, jnp.array(nothing.eigenvalue), Work.none())
 
     def update(updates, state, params, h, **extra):
         curvature = deferred(required(extra, "curvature", member="scale_by_sharpness"))
@@ -217,14 +222,16 @@ def scale_by_sharpness(
             found, spent = largest(curvature(), None, last.curvature.vector, **options)
             return last._replace(curvature=found, work=last.work.plus(products=spent))
 
-        last = every_so_often(h.step, every, measure, state, h.step, curvature)
-        sharpness = last.curvature.value
+        last = every_so_often(state.age, every, measure, state, h.step, curvature)
+        sharpness = last.curvature.eigenvalue
         usual = sharpness * h.max_learning_rate > h.factor
         eta = jnp.where(usual, h.factor / jnp.where(usual, sharpness, 1), h.max_learning_rate)
         eta = jnp.where(jnp.isnan(sharpness), jnp.nan, eta).astype(last.rate.dtype)
-        return optax.tree.scale(-eta, jax.tree.map(wide, updates)), last._replace(rate=eta)
+        return optax.tree.scale(-eta, jax.tree.map(wide, updates)), last._replace(
+            rate=eta, age=one_more(state.age)
+        )
 
-    return link(init, update, factor=factor, max_learning_rate=max_learning_rate)
+    return link(init, update, steps=True, factor=factor, max_learning_rate=max_learning_rate)
 
 
 def _check(every: int, tol: float, max_products: int, *, member: str) -> None:
@@ -252,18 +259,18 @@ class _SecondMoment(NamedTuple):
         return jax.tree.map(leaf, self.v)
 
 
-def _second_moment(state: PyTree, like: PyTree, made: Any) -> _SecondMoment | None:
-    """The one second moment over all parameters in a state after so many updates, if there is."""
-    found = list(_second_moments(state, made, {}))
+def _second_moment(state: PyTree, like: PyTree) -> _SecondMoment | None:
+    """The one second moment over all parameters in a state, if there is."""
+    found = list(_second_moments(state, {}))
     if len(found) != 1 or tree.differences(like, found[0].v):
         return None
     return found[0]
 
 
-def _second_moments(node: Any, made: Any, injected: dict[str, Any]) -> Iterator[_SecondMoment]:
+def _second_moments(node: Any, injected: dict[str, Any]) -> Iterator[_SecondMoment]:
     match node:
-        case LinkState(memory=MomentsState(since=since, nu=nu)) if "b1" in node.hyperparams:
-            yield _of_adam(nu, made - since, node.b1, node.b2, node.eps, node.eps_root)
+        case LinkState(memory=MomentsState(age=t, nu=nu)) if "b1" in node.hyperparams:
+            yield _of_adam(nu, t, node.b1, node.b2, node.eps, node.eps_root)
         case LinkState(memory=RmsState(nu=nu)):
             yield _SecondMoment(nu, 1, 1, node.eps, 0)
         case optax.ScaleByAdamState(count=t, nu=nu):
@@ -273,12 +280,10 @@ def _second_moments(node: Any, made: Any, injected: dict[str, Any]) -> Iterator[
         case _:
             if isinstance(node, optax.InjectStatefulHyperparamsState):
                 injected = node.hyperparams
-            counters = [f for f in getattr(node, "_fields", ()) if f in _COUNTERS]
-            made = getattr(node, counters[0]) if counters else made
             children = jax.tree_util.default_registry.flatten_one_level(node)
             for child in children[0] if children is not None else ():
-                yield from _second_moments(child, made, injected)
+                yield from _second_moments(child, injected)
 
 
 def _of_adam(nu: PyTree, t: Any, b1: Any, b2: Any, eps: Any, eps_root: Any) -> _SecondMoment:
-    return _SecondMoment(nu, 1 - b1**t, 1 - b2**t, eps_root, eps)
+    return _SecondMoment(nu, 1 - power(b1, t), 1 - power(b2, t), eps_root, eps)

@@ -11,7 +11,8 @@ import optax
 from gradkit import tree
 from gradkit.core import needs_params, required
 from gradkit.states import Work
-from gradkit.transforms.link import Link, as_link, link
+from gradkit.transforms.foreign import as_link
+from gradkit.transforms.link import Link, link, transformation
 
 PyTree = Any
 
@@ -28,6 +29,7 @@ class SharpnessAwareState(NamedTuple):
         return {"sharpness_rise": self.rise}
 
 
+@transformation
 def sharpness_aware(
     inner: optax.GradientTransformation, rho: optax.ScalarOrSchedule = 0.05
 ) -> Link:
@@ -75,7 +77,7 @@ def sharpness_aware(
         there = tree.add_scaled(params, h.rho / jnp.where(norm == 0, 1, norm), updates)
         highest, g = jax.value_and_grad(value_fn)(there)
         g = jax.tree.map(lambda x: tree.wide(x).conj(), g)
-        u, following = part.advance(g, state.inner, params, h.step, extra)
+        u, following = part.advance(g, state.inner, params, h.now, extra)
         rise = jnp.asarray(highest - value, state.rise.dtype)
         return u, SharpnessAwareState(following, rise, state.work.plus(evaluations=1, gradients=1))
 

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import optax
 
 from gradkit import shardings
-from gradkit.transforms.link import Link, as_link, link, seen_from_inside, state_type
+from gradkit.transforms.foreign import as_link
+from gradkit.transforms.link import Link, link, state_type, transformation
+from gradkit.transforms.views import seen_from_inside
 
 PyTree = Any
 
@@ -27,6 +29,7 @@ class Stacked(NamedTuple):
     alone: PyTree
 
 
+@transformation
 def stack_small_leaves(
     inner: optax.GradientTransformation, *, largest: int = 16_384, group: int = 32
 ) -> Link:
@@ -53,10 +56,10 @@ def stack_small_leaves(
         TypeError: a member of the inner transformation looks at whole leaves; the message names it.
     """
     part = as_link(inner)
-    if part.leafwise:
+    if part.traits.leafwise:
         raise TypeError(
-            f"stack_small_leaves: {part.leafwise} may look at whole leaves, at their shapes or "
-            "paths, and cannot be stacked; use it outside, or select leaves with gk.partition"
+            f"stack_small_leaves: {part.traits.leafwise} may look at whole leaves, at their shapes "
+            "or paths, and cannot be stacked; use it outside, or select leaves with gk.partition"
         )
     state_of = state_type((part.name,))
 
@@ -75,7 +78,8 @@ def stack_small_leaves(
 
         inner_params = None if params is None else inward(params)
         seen = seen_from_inside(extra, inward, outward, outward)
-        u, following = part.advance(inward(updates), state[0], inner_params, h.step, seen)
+        now = h.now._replace(dtypes=None)
+        u, following = part.advance(inward(updates), state[0], inner_params, now, seen)
         return outward(u), state_of(following)
 
     return link(init, update, around=part)

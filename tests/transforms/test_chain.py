@@ -72,7 +72,7 @@ def test_members_share_one_step():
         if jnp.issubdtype(leaf.dtype, jnp.integer)
     ]
     names = [jax.tree_util.keystr(path, simple=True, separator=".") for path in counters]
-    assert names == ["inner.scale_by_adam.memory.since", "step"]
+    assert names == ["inner.scale_by_adam.memory.age", "step"]
     for t in range(3):
         assert state.step == t
         _, state = tx.update(GRADS[0], state, PARAMS)

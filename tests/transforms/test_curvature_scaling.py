@@ -132,7 +132,7 @@ def test_jit_and_eager_measure_the_same_diagonals(name, every):
         state = step(point.grad, state, point.extras)[1]
         eager = tx.update(point.grad, eager, x, **point.extras)[1]
     assert gk.metrics(state)["diagonals"] == gk.metrics(eager)["diagonals"] == 1 + 4 // every
-    np.testing.assert_allclose(state.nu, eager.nu, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(state.diagonal, eager.diagonal, rtol=1e-5, atol=1e-5)
 
 
 def test_a_state_begun_elsewhere_measures_at_its_first_update():
@@ -157,7 +157,7 @@ def test_sophia_g_takes_the_diagonal_that_is_given():
     point = gk.observe(problem, w, batch, diagonal=diagonal)
     tx = gk.scale_by_sophia(b2=0.0)
     _, state = tx.update(point.grad, tx.init(w), w, **point.extras)
-    np.testing.assert_allclose(state.nu, diagonal(problem, w, batch))
+    np.testing.assert_allclose(state.diagonal, diagonal(problem, w, batch))
     assert gk.metrics(state)["gradients"] == 1
     assert gk.metrics(state)["products"] == 0
 

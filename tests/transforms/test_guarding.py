@@ -232,7 +232,7 @@ def test_stacked_members_may_call_the_loss():
         (gk.adamw(mask="*.kernel"), "add_decayed_weights"),
         (gk.clip_by_leaf_norm(1.0), "clip_by_leaf_norm"),
         (gk.accumulate(gk.adaptive_grad_clip(0.1), 2), "adaptive_grad_clip"),
-        (gk.masked(gk.sgd(), "*.kernel"), "masked"),
+        (gk.masked(gk.sgd(), "*.kernel", unselected="zero"), "masked"),
         (optax.scale_by_trust_ratio(), "scale_by_trust_ratio"),
     ],
 )

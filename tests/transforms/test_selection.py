@@ -38,7 +38,9 @@ KERNELS = {"encoder": {"kernel": True, "bias": False}, "head": [True, False]}
     ids=["tree", "function", "patterns", "by_path", "predicate"],
 )
 def test_a_mask_in_each_form_selects_the_same(mask):
-    updates, _ = (tx := gk.masked(gk.sgd(0.5), mask)).update(GRADS, tx.init(PARAMS), PARAMS)
+    updates, _ = (tx := gk.masked(gk.sgd(0.5), mask, unselected="zero")).update(
+        GRADS, tx.init(PARAMS), PARAMS
+    )
     chosen = jax.tree.leaves(KERNELS)
     for u, g, selected in zip(*map(jax.tree.leaves, (updates, GRADS)), chosen, strict=True):
         np.testing.assert_allclose(u, -0.5 * g if selected else 0 * g)
@@ -46,7 +48,7 @@ def test_a_mask_in_each_form_selects_the_same(mask):
 
 def test_a_prefix_selects_a_subtree():
     mask = {"encoder": True, "head": False}
-    tx = gk.masked(gk.sgd(1.0), mask)
+    tx = gk.masked(gk.sgd(1.0), mask, unselected="zero")
     updates, _ = tx.update(GRADS, tx.init(PARAMS), PARAMS)
     assert (updates["encoder"]["bias"] == -GRADS["encoder"]["bias"]).all()
     assert not updates["head"][0].any()
@@ -64,7 +66,7 @@ def test_leaves_that_are_not_selected_get_no_update_or_keep_theirs():
 
 
 def test_states_hold_the_selected_leaves_alone():
-    state = gk.masked(gk.adam(), "head.*").init(PARAMS)
+    state = gk.masked(gk.adam(), "head.*", unselected="zero").init(PARAMS)
     assert state.mu["encoder"] == {"kernel": None, "bias": None}
     assert [m.shape for m in state.mu["head"]] == [(2, 2), ()]
 
@@ -82,7 +84,7 @@ MEMBERS = {
 def test_members_that_call_the_loss_see_whole_parameters(name, around):
     tx = MEMBERS[name]()
     if around == "masked":
-        tx = gk.masked(tx, "head.*")
+        tx = gk.masked(tx, "head.*", unselected="zero")
     else:
         rule = gk.by_path({"head.*": "head"}, default="frozen")
         tx = gk.partition({"head": tx, "frozen": optax.set_to_zero()}, rule)
@@ -105,7 +107,7 @@ def test_members_that_call_the_loss_see_whole_parameters(name, around):
 def test_newton_on_a_part_is_newton_on_that_part(dtype, eps):
     params, batch = jax.tree.map(lambda x: x.astype(dtype), (PARAMS, BATCH))
     tx = gk.newton_cg(1.0, damping=1e-2, tol=1e-9, max_steps=30)
-    part = gk.masked(tx, "head.*")
+    part = gk.masked(tx, "head.*", unselected="zero")
     point = gk.observe(loss, params, batch, gk.hessian)
     updates, _ = part.update(point.grad, part.init(params), params, **point.extras)
 

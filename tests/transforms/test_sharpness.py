@@ -156,7 +156,7 @@ def _has_mean(node):
     [
         gk.sgd(0.1),
         gk.partition({"one": gk.adam(), "two": gk.adam()}, {"w": "one", "b": "two"}),
-        gk.masked(gk.adam(), {"w": True, "b": False}),
+        gk.masked(gk.adam(), {"w": True, "b": False}, unselected="zero"),
         optax.masked(optax.adam(0.1), {"w": True, "b": False}),
     ],
 )
