@@ -60,8 +60,14 @@ def _descends(tx: optax.GradientTransformation) -> bool | None:
     """Whether a transformation makes of a gradient a step against it; None if it cannot be told."""
     params = {"w": jnp.ones((2, 2))}
 
+    def loss(params):
+        return jnp.sum(params["w"] ** 2)
+
     def first_update():
-        return optax.with_extra_args_support(tx).update(params, tx.init(params), params)[0]
+        value, g = jax.value_and_grad(loss)(params)
+        extra = {"value": value, "grad": g, "value_fn": loss}
+        whole = optax.with_extra_args_support(tx)
+        return whole.update(g, tx.init(params), params, **extra)[0]
 
     try:
         with jax.ensure_compile_time_eval():

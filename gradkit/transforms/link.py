@@ -225,7 +225,7 @@ class Hyperparams:
 
     def bias(self, name: str, age: jax.Array) -> jax.Array:
         """Returns 1 − βᵗ, the total weight of an average that has seen `age` updates and this."""
-        return 1 - power(getattr(self, name), age + 1)
+        return 1 - integer_power(getattr(self, name), age + 1)
 
     def averaged(self, name: str, mean: PyTree, x: PyTree) -> PyTree:
         """Returns the tree β mean + (1 − β) x, in float32 at least."""
@@ -233,7 +233,7 @@ class Hyperparams:
         return jax.tree.map(lambda m, x: beta * tree.wide(m) + rest * tree.wide(x), mean, x)
 
 
-def power(beta: Any, t: jax.Array) -> jax.Array:
+def integer_power(beta: Any, t: jax.Array) -> jax.Array:
     """Returns βᵗ for a whole number t, by the same program for all of them.
 
     Of a number that is not traced JAX makes a product of its own for each exponent.

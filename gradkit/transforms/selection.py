@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fnmatch
+import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -30,7 +30,8 @@ def by_path(
     """Returns a function that labels the leaves of a tree by their paths.
 
     A path is the keys that lead to a leaf, joined by dots: `encoder.layers.0.kernel`. In a pattern
-    `*` is any text, dots included, and `?` any character.
+    `*` is any text, dots included, and `?` any character; `\\*` and `\\?` are those characters.
+    Everything else is itself, brackets too.
 
     Args:
         rule: a mapping of patterns to labels, each leaf to be matched by patterns of one label
@@ -207,8 +208,8 @@ def selected(mask: Labels, params: PyTree, *, member: str) -> tuple[bool, ...]:
     ):
         patterns = [mask] if isinstance(mask, str) else mask
         mask = by_path(dict.fromkeys(patterns, True), default=False)
-    flags = _broadcast(mask, params, member=member)
-    wrong = {repr(flag) for flag in flags if not isinstance(flag, bool | np.bool_)}
+    flags = _broadcast(mask, params, _is_boolean, member=member)
+    wrong = {repr(flag) for flag in flags if not _is_boolean(flag)}
     if wrong:
         raise ValueError(
             f"{member}: the mask must hold True and False, got {', '.join(sorted(wrong))}"
@@ -239,13 +240,18 @@ def on_params(
 
 
 def _labels(labels: Labels, params: PyTree, known: list) -> list:
-    given = _broadcast(labels, params, member="partition")
+    def is_label(leaf):
+        return isinstance(leaf, Hashable) and leaf in known
+
+    given = _broadcast(labels, params, is_label, member="partition")
     paths = [_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     unknown = [
-        f"{path}: {label!r}" for path, label in zip(paths, given, strict=True) if label not in known
+        f"{path}: {label!r}"
+        for path, label in zip(paths, given, strict=True)
+        if not is_label(label)
     ]
     if unknown:
-        first = next(label for label in given if label not in known)
+        first = next(label for label in given if not is_label(label))
         hint = did_you_mean(str(first), map(str, known))
         raise ValueError(
             f"partition: every leaf needs a label from {known}; {hint}got\n  "
@@ -254,8 +260,17 @@ def _labels(labels: Labels, params: PyTree, known: list) -> list:
     return given
 
 
-def _broadcast(labels: Labels, params: PyTree, *, member: str) -> list:
-    full = labels(params) if callable(labels) else labels
+def _broadcast(
+    labels: Labels, params: PyTree, is_label: Callable[[Any], bool], *, member: str
+) -> list:
+    """The label of each leaf of the parameters, from a tree of labels or a function that makes one.
+
+    A tree that can be called, such as an `equinox.Module`, is a tree if its leaves are labels.
+    """
+    leaves, structure = jax.tree.flatten(labels)
+    leaf = jax.tree_util.treedef_is_leaf(structure)
+    is_tree = bool(leaves) and not leaf and all(map(is_label, leaves))
+    full = labels(params) if callable(labels) and not is_tree else labels
     try:
         return jax.tree.leaves(jax.tree.broadcast(full, params))
     except ValueError as error:
@@ -267,14 +282,15 @@ def _broadcast(labels: Labels, params: PyTree, *, member: str) -> list:
 
 def _matched(rule: Mapping[str, Hashable], paths: list[str]) -> list:
     found = [
-        {pattern: label for pattern, label in rule.items() if fnmatch.fnmatchcase(path, pattern)}
+        {pattern: label for pattern, label in rule.items() if _matches(path, pattern)}
         for path in paths
     ]
     idle = [pattern for pattern in rule if not any(pattern in match for match in found)]
     if idle:
         raise ValueError(
             f"by_path: no leaf matches {', '.join(map(repr, idle))}; the paths are "
-            f"{', '.join(paths)}"
+            f"{', '.join(paths)}. '*' is any text and '?' any character; escape them as "
+            "r'\\*' and r'\\?'; brackets are themselves"
         )
     twice = [
         f"{path}: {', '.join(f'{pattern!r} says {label!r}' for pattern, label in match.items())}"
@@ -284,6 +300,20 @@ def _matched(rule: Mapping[str, Hashable], paths: list[str]) -> list:
     if twice:
         raise ValueError("by_path: a leaf can have one label only:\n  " + "\n  ".join(twice))
     return [next(iter(match.values()), None) for match in found]
+
+
+def _matches(path: str, pattern: str) -> bool:
+    """Whether a path is what the pattern says: its stars, question marks and escapes."""
+    wild = {"*": ".*", "?": "."}
+    parts = re.findall(r"\\[*?\\]|.", pattern, re.DOTALL)
+    text = "".join(wild.get(part) or re.escape(part[-1]) for part in parts)
+    return re.fullmatch(text, path, re.DOTALL) is not None
+
+
+def _is_boolean(leaf: Any) -> bool:
+    """Whether this is True or False, be it in an array that is not traced."""
+    array = isinstance(leaf, np.ndarray | jax.Array) and not tree.traced(leaf)
+    return isinstance(leaf, bool | np.bool_) or (array and leaf.shape == () and leaf.dtype == bool)
 
 
 def _path(path: tuple) -> str:
