@@ -108,16 +108,19 @@ def accumulate(
             seen = extra | traced | ({"grad": mean} if "grad" in extra else {})
             return part.advance(mean, inner, params, h.now._replace(step=emitted), seen)
 
-        context = params, weight, state.emitted, _traced(extra)
-        shapes = jax.eval_shape(emit, None, state.inner, total, *context)[0]
-        fits = tree.shapes(total) == tree.shapes(shapes)  # then the step may overwrite the sum
-        zeros = tree.zeros(shapes)
         length = every(state.emitted) if callable(every) else every
         due = (state.micro_step + 1 >= length) | jnp.asarray(flush)
+        context = params, weight, state.emitted, _traced(extra)
+        if not tree.traced(due) and not due:  # outside jit, where tracing the rest would cost most
+            return optax.tree.zeros_like(updates), state._replace(
+                gradients=total, examples=weight, micro_step=state.micro_step + 1
+            )
+        shapes = jax.eval_shape(emit, None, state.inner, total, *context)[0]
+        fits = tree.shapes(total) == tree.shapes(shapes)  # then the step may overwrite the sum
         step, following = when(
             due,
             lambda carry, *held: emit(*carry, *held),
-            (total if fits else zeros, state.inner),
+            (total if fits else tree.zeros(shapes), state.inner),
             *(None if fits else total, *context),
         )
         return jax.tree.map(lambda u: jnp.where(due, u, 0), step), AccumulationState(

@@ -58,12 +58,12 @@ def _narrowed(updates: PyTree, params: PyTree, dtypes: PyTree) -> PyTree:
 
 def _descends(tx: optax.GradientTransformation) -> bool | None:
     """Whether a transformation makes of a gradient a step against it; None if it cannot be told."""
-    params = {"w": jnp.ones((2, 2))}
 
     def loss(params):
         return jnp.sum(params["w"] ** 2)
 
     def first_update():
+        params = {"w": jnp.ones((2, 2))}
         value, g = jax.value_and_grad(loss)(params)
         extra = {"value": value, "grad": g, "value_fn": loss}
         whole = optax.with_extra_args_support(tx)

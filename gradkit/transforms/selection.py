@@ -188,9 +188,13 @@ def partition(
     def steps(params):
         found: list[bool | None] = [None] * len(jax.tree.leaves(params))
         for label, kept in kept_by(params).items():
-            inside = iter(parts[label].traits.steps(_select(params, kept)))
-            found = [next(inside) if keep else s for keep, s in zip(kept, found, strict=True)]
-        return [s or None for s in found] if True in found else found  # labels are meant
+            part = parts[label]
+            inside = iter(part.traits.steps(_select(params, kept)))
+            meant = not part.traits.passes_on  # a gradient there is what the label says
+            for index in (i for i, keep in enumerate(kept) if keep):
+                flag = next(inside)
+                found[index] = None if meant and flag is False else flag
+        return found
 
     inner = (part.traits.passes_on for part in parts.values())
     traits = {"steps": steps, "passes_on": next(filter(None, inner), None)}
