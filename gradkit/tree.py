@@ -102,6 +102,15 @@ def shapes(domain: PyTree) -> PyTree:
     return jax.tree.map(leaf, domain)
 
 
+def as_arrays(a: PyTree) -> PyTree:
+    """Returns `a` with NumPy arrays and Python numbers as JAX arrays; what is abstract stays so."""
+
+    def leaf(x):
+        return x if isinstance(x, jax.Array | jax.ShapeDtypeStruct) else jnp.asarray(x)
+
+    return jax.tree.map(leaf, a)
+
+
 def ravel(a: PyTree) -> tuple[jax.Array, Callable[[jax.Array], PyTree]]:
     """Returns all numbers as one vector, on every device, and the function that makes it a tree."""
     vector, unravel = ravel_pytree(jax.tree.map(shardings.gathered, a))
