@@ -102,6 +102,15 @@ def shapes(domain: PyTree) -> PyTree:
     return jax.tree.map(leaf, domain)
 
 
+def as_arrays(a: PyTree) -> PyTree:
+    """Returns `a` with NumPy arrays and Python numbers as JAX arrays; what is abstract stays so."""
+
+    def leaf(x):
+        return x if isinstance(x, jax.Array | jax.ShapeDtypeStruct) else jnp.asarray(x)
+
+    return jax.tree.map(leaf, a)
+
+
 def ravel(a: PyTree) -> tuple[jax.Array, Callable[[jax.Array], PyTree]]:
     """Returns all numbers as one vector, on every device, and the function that makes it a tree."""
     vector, unravel = ravel_pytree(jax.tree.map(shardings.gathered, a))
@@ -235,19 +244,20 @@ def hashed(h: jax.Array) -> jax.Array:
 
 
 def mark(a: PyTree) -> jax.Array:
-    """Returns two unsigned 32-bit numbers by which the arrays in `a` are told from others.
+    """Returns two unsigned 32-bit numbers by which arrays and numbers in `a` are told from others.
 
     Trees that differ in one number differ in their marks; other trees do but for one chance in 2⁶⁴,
-    or so. What is no array, such as a function, is left out.
+    or so. What is neither, such as a function, is left out.
 
     Source: multilinear hashing, Σ aᵢ xᵢ modulo 2³², with odd aᵢ that are a hash of the position.
 
     Cost: one pass over the tree.
     """
     total = jnp.zeros(2, jnp.uint32)
-    arrays = [x for x in jax.tree.leaves(a) if isinstance(x, jax.Array | np.ndarray)]
+    numeric = jax.Array | np.ndarray | np.number | np.bool_ | bool | int | float | complex
+    arrays = [x for x in jax.tree.leaves(a) if isinstance(x, numeric)]
     for number, x in enumerate(arrays):
-        bits = _bits(jnp.asarray(x))
+        bits = _bits(x if isinstance(x, jax.Array) else jnp.asarray(np.asarray(x)))
         weyl = jnp.zeros(bits.shape, jnp.uint32)
         for axis, odd in enumerate(range(3, 2 * bits.ndim + 3, 2)):
             position = _positions(bits, axis)

@@ -8,29 +8,19 @@ import jax
 import jax.numpy as jnp
 
 from gradkit import tree
-from gradkit.validation import REMEDY, describe, is_parameter
+from gradkit.validation import REMEDY, check_parameters, is_parameter
 
 PyTree = Any
 
 
-def split(params: PyTree) -> tuple[PyTree, list[str]]:
-    """Returns the parameters with None for each leaf that is none, and a line about each of those.
+def split(params: PyTree) -> tuple[PyTree, PyTree]:
+    """Returns the leaves that are parameters, as arrays, and those that are none.
 
-    Python's and NumPy's numbers become arrays.
+    Both are trees like the one given, with None for the leaves of the other.
     """
-    leaves, structure = jax.tree_util.tree_flatten_with_path(params)
-    fit = [is_parameter(leaf) for _, leaf in leaves]
-    lines = [_line(path, leaf) for (path, leaf), fits in zip(leaves, fit, strict=True) if not fits]
-    whole = [_array(leaf) if fits else None for (_, leaf), fits in zip(leaves, fit, strict=True)]
-    return structure.unflatten(whole), lines
-
-
-def refuse(lines: list[str], what: str, *, member: str) -> None:
-    """Raises a `TypeError` about leaves that are not parameters."""
-    shown = "\n".join(lines[:8] + ["  ..."] * (len(lines) > 8))
-    raise TypeError(
-        f"{member}: {what} must be arrays of floating-point numbers, got\n{shown}\n{REMEDY}"
-    )
+    fit = jax.tree.map(is_parameter, params)
+    taken = jax.tree.map(lambda fits, leaf: _array(leaf) if fits else None, fit, params)
+    return taken, jax.tree.map(lambda fits, leaf: None if fits else leaf, fit, params)
 
 
 def check_updates(updates: PyTree, params: PyTree, *, member: str) -> tuple[PyTree, PyTree]:
@@ -39,47 +29,41 @@ def check_updates(updates: PyTree, params: PyTree, *, member: str) -> tuple[PyTr
     Leaves of the parameters that are none, such as functions, may stand where there is no update.
 
     Raises:
-        TypeError: an update is not an array of floating-point numbers.
+        TypeError: an update, or the parameter that it is for, is no floating-point array.
         ValueError: the updates are not a tree like the parameters.
     """
-    updates, lines = split(updates)
-    if lines:
-        refuse(lines, "the updates", member=member)
+    check_parameters(updates, member=member, name="the updates")
+    updates = jax.tree.map(_array, updates)
     if params is None:
         return updates, None
-    params, lines = split(params)
+    params, others = split(params)
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
-    same = jax.tree.structure(params) == jax.tree.structure(updates)
-    if same and shapes == [jnp.shape(leaf) for leaf in jax.tree.leaves(updates)]:
+    alike = jax.tree.structure(params) == jax.tree.structure(updates)
+    if alike and shapes == [jnp.shape(leaf) for leaf in jax.tree.leaves(updates)]:
         return updates, params
-    if lines and {line.split(":")[0].strip() for line in lines} & _paths(updates):
-        refuse(lines, "the parameters", member=member)
+    if _paths(others) & _paths(updates):
+        check_parameters(others, member=member)
     differing = tree.differences(params, updates)
     if not differing:  # the same leaves in other containers
         return updates, params
-    missing = [line for line in differing if line.endswith("got no leaf")]
-    hint = f"\nWhere a gradient is None, the parameter must be left out too. {REMEDY}"
     shown = "\n".join(differing[:8] + ["  ..."] * (len(differing) > 8))
+    hint = f"\nWhere a gradient is None, leave the parameter out too. {REMEDY}"
     raise ValueError(
         f"{member}: update: the updates must be a tree like the parameters\n{shown}"
-        + hint * bool(missing)
+        + hint * any(line.endswith("got no leaf") for line in differing)
     )
 
 
 def explain_missing(updates: PyTree, error: Exception, *, member: str) -> None:
     """Raises a `ValueError` that names the updates that are None, if there are any."""
-    leaves = jax.tree_util.tree_leaves_with_path(updates, is_leaf=lambda x: x is None)
-    nothing = [f"  {tree.path_name(path)}: None" for path, leaf in leaves if leaf is None]
+    found = jax.tree_util.tree_leaves_with_path(updates, is_leaf=lambda x: x is None)
+    nothing = [f"  {tree.path_name(path)}: None" for path, leaf in found if leaf is None]
     if nothing:
         shown = "\n".join(nothing[:8] + ["  ..."] * (len(nothing) > 8))
         raise ValueError(
             f"{member}: update: the updates do not fit the parameters that init was given; there "
             f"is no update for\n{shown}\nLeave them out at init too. {REMEDY}"
         ) from error
-
-
-def _line(path: tuple, leaf: Any) -> str:
-    return f"  {tree.path_name(path) or 'the leaf'}: {describe(leaf)}"
 
 
 def _paths(whole: PyTree) -> set[str]:

@@ -18,6 +18,7 @@ from gradkit import tree, values
 from gradkit.states import Driven, LinkState
 from gradkit.transforms import compiled, leaves
 from gradkit.transforms.views import with_data
+from gradkit.validation import check_parameters
 
 PyTree = Any
 P = ParamSpec("P")
@@ -101,8 +102,8 @@ class Link(optax.GradientTransformationExtraArgs):
                 _refuse_raw_gradients(name, traits, params)
             step = jnp.array(step, jnp.int32)
             state = start(params, step)
-            if rejected and _depends_on_leaves(start, params, step):
-                leaves.refuse(rejected, "the parameters", member=name)
+            if jax.tree.leaves(rejected) and _depends_on_leaves(start, params, step):
+                check_parameters(rejected, member=name)
             return _unshared(whole(*((state,) if members is None else state), step), params)
 
         def update(updates, state, params=None, **extra):
