@@ -782,7 +782,9 @@ SOLVERS = {
     "lbfgs, its search by name": lambda ox: ox.chain(
         gk.scale_by_lbfgs(), gk.line_search("hager_zhang")
     ),
-    "lbfgs, optax's search": lambda ox: ox.lbfgs(linesearch=ox.scale_by_zoom_linesearch(20)),
+    "lbfgs, optax's search": lambda ox: ox.lbfgs(
+        linesearch=ox.scale_by_zoom_linesearch(20, initial_guess_strategy="one")
+    ),
     "bfgs": lambda ox: gk.bfgs(),
     "nonlinear_cg": lambda ox: gk.nonlinear_cg(),
 }
