@@ -795,7 +795,10 @@ def values_of_optaxs_lbfgs():
     return pinn_after_adam(optax, optax.lbfgs())[0]
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * ("search" in name)) for name in SOLVERS],
+)
 def test_a_pinn_is_solved_in_the_loop_that_optax_documents(name):
     ox = Ported()
     values, error = pinn_after_adam(ox, SOLVERS[name](ox))
