@@ -88,7 +88,7 @@ def scalar_dtype(domain: PyTree) -> jnp.dtype:
 
     The widest of the leaves' dtypes, and float32 at least.
     """
-    dtypes = [jnp.result_type(leaf) for leaf in jax.tree.leaves(domain)]
+    dtypes = [jnp.result_type(x) for x in jax.tree.leaves(domain) if hasattr(x, "dtype")]
     real = [jnp.finfo(dtype).dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.inexact)]
     return jnp.result_type(jnp.float32, *real)
 

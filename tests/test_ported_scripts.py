@@ -27,7 +27,7 @@ from jax.sharding import PartitionSpec as P
 
 import gradkit as gk
 
-OTHER_MEANING = {"bias_correction", "centralize", "monitor", "trace"}
+OTHER_MEANING = {"bias_correction", "monitor", "trace"}
 """Names of optax that mean something else in gradkit: docs/optax.md has what to write for them."""
 
 
@@ -120,11 +120,6 @@ def frozen_layer_with_decay(ox, given):
 @script
 def equinox_frozen_layer_and_decay(ox):
     return frozen_layer_with_decay(ox, eqx.filter)
-
-
-@script
-def equinox_frozen_layer_and_decay_given_the_whole_model(ox):
-    return frozen_layer_with_decay(ox, lambda model, trained: model)
 
 
 class Recurrent(eqx.Module):

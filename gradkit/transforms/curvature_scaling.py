@@ -28,7 +28,7 @@ class CurvatureMomentsState(NamedTuple):
     `measured` counts the diagonals, `clipped` is the share of the last updates that was.
     """
 
-    age: ArrayLike
+    age: jax.Array
     mu: PyTree
     diagonal: PyTree
     measured: jax.Array

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,8 @@ from gradkit import tree
 from gradkit.validation import REMEDY, check_parameters, is_parameter
 
 PyTree = Any
+
+NO_LEAF = "got no leaf"  # as `tree.differences` has it
 
 
 def split(params: PyTree) -> tuple[PyTree, PyTree]:
@@ -23,10 +25,25 @@ def split(params: PyTree) -> tuple[PyTree, PyTree]:
     return taken, jax.tree.map(lambda fits, leaf: None if fits else leaf, fit, params)
 
 
-def check_updates(updates: PyTree, params: PyTree, *, member: str) -> tuple[PyTree, PyTree]:
-    """Returns updates and parameters as trees of arrays that are alike.
+class Given(NamedTuple):
+    """What `update` was given, as trees that are alike.
+
+    Attributes:
+        updates: the updates.
+        params: the parameters, without those that have no update; None where none were given.
+        missing: those that have no update, a tree of the same structure.
+    """
+
+    updates: PyTree
+    params: PyTree
+    missing: PyTree
+
+
+def checked(updates: PyTree, params: PyTree, *, member: str) -> Given:
+    """Returns updates and parameters as trees of arrays.
 
     Leaves of the parameters that are none, such as functions, may stand where there is no update.
+    The same leaves may be in other containers.
 
     Raises:
         TypeError: an update, or the parameter that it is for, is no floating-point array.
@@ -35,35 +52,46 @@ def check_updates(updates: PyTree, params: PyTree, *, member: str) -> tuple[PyTr
     check_parameters(updates, member=member, name="the updates")
     updates = jax.tree.map(_array, updates)
     if params is None:
-        return updates, None
+        return Given(updates, None, None)
     params, others = split(params)
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
     alike = jax.tree.structure(params) == jax.tree.structure(updates)
     if alike and shapes == [jnp.shape(leaf) for leaf in jax.tree.leaves(updates)]:
-        return updates, params
-    if _paths(others) & _paths(updates):
+        return Given(updates, params, None)
+    there = _paths(updates)
+    if _paths(others) & there:
         check_parameters(others, member=member)
     differing = tree.differences(params, updates)
-    if not differing:  # the same leaves in other containers
-        return updates, params
-    shown = "\n".join(differing[:8] + ["  ..."] * (len(differing) > 8))
-    hint = f"\nWhere a gradient is None, leave the parameter out too. {REMEDY}"
+    if not all(line.endswith(NO_LEAF) for line in differing):
+        _refuse(differing, member=member)
+
+    def part(wanted):
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: leaf if (tree.path_name(path) in there) is wanted else None, params
+        )
+
+    held, missing = part(True), part(False)
+    alike = jax.tree.structure(held).unflatten(jax.tree.leaves(updates))
+    return Given(alike, held, missing if differing else None)
+
+
+def refuse_missing(updates: PyTree, missing: PyTree, *, member: str) -> None:
+    """Raises a `ValueError` about parameters that have no update, or updates that are None."""
+    if missing is not None:
+        differing = tree.differences(missing, updates)
+        _refuse([line for line in differing if line.endswith(NO_LEAF)], member=member)
+    found = jax.tree_util.tree_leaves_with_path(updates, is_leaf=lambda x: x is None)
+    if nothing := [f"  {tree.path_name(path)}: {NO_LEAF}" for path, x in found if x is None]:
+        _refuse(nothing, member=member)
+
+
+def _refuse(lines: list[str], *, member: str) -> NoReturn:
+    shown = "\n".join(lines[:8] + ["  ..."] * (len(lines) > 8))
+    hint = f"\nWhere a gradient is None, leave the parameter out too, at init and update. {REMEDY}"
     raise ValueError(
         f"{member}: update: the updates must be a tree like the parameters\n{shown}"
-        + hint * any(line.endswith("got no leaf") for line in differing)
+        + hint * any(line.endswith(NO_LEAF) for line in lines)
     )
-
-
-def explain_missing(updates: PyTree, error: Exception, *, member: str) -> None:
-    """Raises a `ValueError` that names the updates that are None, if there are any."""
-    found = jax.tree_util.tree_leaves_with_path(updates, is_leaf=lambda x: x is None)
-    nothing = [f"  {tree.path_name(path)}: None" for path, leaf in found if leaf is None]
-    if nothing:
-        shown = "\n".join(nothing[:8] + ["  ..."] * (len(nothing) > 8))
-        raise ValueError(
-            f"{member}: update: the updates do not fit the parameters that init was given; there "
-            f"is no update for\n{shown}\nLeave them out at init too. {REMEDY}"
-        ) from error
 
 
 def _paths(whole: PyTree) -> set[str]:

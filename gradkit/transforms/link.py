@@ -97,25 +97,27 @@ class Link(optax.GradientTransformationExtraArgs):
         traits = traits or Traits()
 
         def init(params, step=0):
-            params, rejected = leaves.split(params)
+            params, others = leaves.split(params)
             if traits.passes_on:
                 _refuse_raw_gradients(name, traits, params)
             step = jnp.array(step, jnp.int32)
             state = start(params, step)
-            if jax.tree.leaves(rejected) and _depends_on_leaves(start, params, step):
-                check_parameters(rejected, member=name)
+            if jax.tree.leaves(others) and _keeps(start, params, others, step):
+                check_parameters(others, member=name)
             return _unshared(whole(*((state,) if members is None else state), step), params)
 
         def update(updates, state, params=None, **extra):
             check_state(state, (*names, "step"))
-            updates, params = leaves.check_updates(updates, params, member=name)
+            updates, params, missing = leaves.checked(updates, params, member=name)
+            if missing is not None and not _keeps(start, params, missing, state[-1]):
+                leaves.refuse_missing(updates, missing, member=name)
             inner = state[0] if members is None else parts(*state[:-1])
             now = Now(state[-1], jax.tree.map(jnp.result_type, updates))
             try:
                 following, inner = advance(updates, inner, params, now, with_data(extra))
-            except ValueError as error:
-                if params is None:
-                    leaves.explain_missing(updates, error, member=name)
+            except (ValueError, TypeError, AttributeError):
+                if params is None or missing is not None:  # perhaps the state has what they lack
+                    leaves.refuse_missing(updates, missing, member=name)
                 raise
             inner = (inner,) if members is None else inner
             count = one_more(state[-1])
@@ -410,11 +412,14 @@ def _unshared(state: PyTree, params: PyTree) -> PyTree:
     return jax.tree.map(leaf, state)
 
 
-def _depends_on_leaves(start: Callable, params: PyTree, step: jax.Array) -> bool:
-    """Whether a state keeps anything for each leaf."""
-    nothing = jax.tree.map(lambda leaf: None, params)
-    with_leaves, without = (jax.eval_shape(start, p, step) for p in (params, nothing))
-    return jax.tree.structure(with_leaves) != jax.tree.structure(without)
+def _keeps(start: Callable, params: PyTree, others: PyTree, step: jax.Array) -> bool:
+    """Whether a state keeps anything for other leaves beside the parameters, were they such."""
+    scalars = jax.tree.map(lambda leaf: jnp.zeros(getattr(leaf, "shape", ())), others)
+    both = jax.tree.map(
+        lambda p, o: o if p is None else p, params, scalars, is_leaf=lambda x: x is None
+    )
+    with_others, without = (jax.eval_shape(start, p, step) for p in (both, params))
+    return jax.tree.structure(with_others) != jax.tree.structure(without)
 
 
 def _refuse_raw_gradients(name: str, traits: Traits, params: PyTree) -> None:
