@@ -162,6 +162,12 @@ def path_name(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
+def leaf_name(path: tuple) -> str:
+    """Returns a leaf's path as `path_name` does, less the variable that flax.nnx wraps it in."""
+    wrapped = path[-1:] == (jax.tree_util.GetAttrKey("value"),)
+    return path_name(path[:-1] if wrapped else path)
+
+
 def random_unit(key: jax.Array, domain: PyTree) -> PyTree:
     """Returns a unit vector like `domain`, uniformly distributed on the sphere."""
     v = hashed_normal(jax.random.bits(key, (), jnp.uint32), domain)
@@ -406,6 +412,8 @@ def cast_updates(updates: PyTree, incoming: PyTree, params: PyTree) -> PyTree:
         return optax.tree.cast_like(updates, incoming)
 
     def leaf(u, g, p):
+        if u.dtype == g.dtype == p.dtype:
+            return u
         dtype = jnp.promote_types(g.dtype, p.dtype)
         return u if u.dtype == dtype else u.astype(dtype)
 

@@ -49,14 +49,14 @@ def checked(updates: PyTree, params: PyTree, *, member: str) -> Given:
         TypeError: an update, or the parameter that it is for, is no floating-point array.
         ValueError: the updates are not a tree like the parameters.
     """
+    if _are_alike(updates, params):
+        return Given(updates, params, None)
     check_parameters(updates, member=member, name="the updates")
     updates = jax.tree.map(_array, updates)
     if params is None:
         return Given(updates, None, None)
     params, others = split(params)
-    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
-    alike = jax.tree.structure(params) == jax.tree.structure(updates)
-    if alike and shapes == [jnp.shape(leaf) for leaf in jax.tree.leaves(updates)]:
+    if _are_alike(updates, params):
         return Given(updates, params, None)
     there = _paths(updates)
     if _paths(others) & there:
@@ -91,6 +91,23 @@ def _refuse(lines: list[str], *, member: str) -> NoReturn:
     raise ValueError(
         f"{member}: update: the updates must be a tree like the parameters\n{shown}"
         + hint * any(line.endswith(NO_LEAF) for line in lines)
+    )
+
+
+def _are_alike(updates: PyTree, params: PyTree) -> bool:
+    """Whether both are the same tree of JAX's arrays of floating-point numbers, as a rule they are.
+
+    Every update outside `jit` asks, so that it is one pass over both.
+    """
+    leaves, structure = jax.tree.flatten(params)
+    others, other = jax.tree.flatten(updates)
+    return structure == other and all(
+        isinstance(x, jax.Array)
+        and isinstance(y, jax.Array)
+        and x.shape == y.shape
+        and is_parameter(x)
+        and is_parameter(y)
+        for x, y in zip(leaves, others, strict=True)
     )
 
 

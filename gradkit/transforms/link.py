@@ -6,6 +6,7 @@ import collections
 import functools
 import inspect
 import numbers
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple, ParamSpec
 
@@ -112,7 +113,7 @@ class Link(optax.GradientTransformationExtraArgs):
             if missing is not None and not _keeps(start, params, missing, state[-1]):
                 leaves.refuse_missing(updates, missing, member=name)
             inner = state[0] if members is None else parts(*state[:-1])
-            now = Now(state[-1], jax.tree.map(jnp.result_type, updates))
+            now = Now(state[-1], jax.tree.map(operator.attrgetter("dtype"), updates))
             try:
                 following, inner = advance(updates, inner, params, now, with_data(extra))
             except (ValueError, TypeError, AttributeError):
@@ -252,7 +253,7 @@ def no_updates() -> jax.Array:
 
 def one_more(count: Any) -> jax.Array:
     """Returns the count after another update; at the largest number it stays."""
-    return _one_more(jnp.asarray(count))
+    return _one_more(count)
 
 
 _one_more = jax.jit(optax.safe_increment, inline=True)
@@ -427,15 +428,15 @@ def _refuse_raw_gradients(name: str, traits: Traits, params: PyTree) -> None:
     steps = traits.steps(params)
     if not (True in steps and False in steps):
         return
-    paths = [tree.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    paths = [tree.leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     raw = [path for path, flag in zip(paths, steps, strict=True) if flag is False]
     which = ", ".join(raw[:4]) + ", ..." * (len(raw) > 4)
     raise ValueError(
-        f"{name}: {which} would get raw gradients for updates, which lead up the loss: the mask of "
-        f"{traits.passes_on} leaves them out, and inside is a whole optimizer, with a learning "
-        "rate. Say what is meant:\n"
-        '  gk.masked(tx, mask, unselected="zero")  # they stay where they are\n'
-        '  gk.masked(tx, mask, unselected="keep")  # their gradients are for others to use'
+        f"{name}: {which} would get raw gradients for updates, which lead up the loss: "
+        f"gk.{traits.passes_on} leaves them out of a whole optimizer, one that ends in a learning "
+        "rate. Say unselected='zero' to leave them where they are, or 'keep' to pass them on:\n"
+        '  gk.masked(tx, mask, unselected="zero")\n'
+        '  gk.masked(tx, mask, unselected="keep")'
     )
 
 

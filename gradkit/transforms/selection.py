@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.tree_util import GetAttrKey
 
 from gradkit import tree
 from gradkit.core import needs_params
@@ -56,7 +55,7 @@ def by_path(
 
     def labels_of(params):
         leaves, structure = jax.tree_util.tree_flatten_with_path(params)
-        paths = [_path(path) for path, _ in leaves]
+        paths = [tree.leaf_name(path) for path, _ in leaves]
         if isinstance(rule, Mapping):
             labels = _matched(rule, paths)
         else:
@@ -248,7 +247,7 @@ def _labels(labels: Labels, params: PyTree, known: list) -> list:
         return isinstance(leaf, Hashable) and leaf in known
 
     given = _broadcast(labels, params, is_label, member="partition")
-    paths = [_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    paths = [tree.leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     unknown = [
         f"{path}: {label!r}"
         for path, label in zip(paths, given, strict=True)
@@ -318,11 +317,6 @@ def _is_boolean(leaf: Any) -> bool:
     """Whether this is True or False, be it in an array that is not traced."""
     array = isinstance(leaf, np.ndarray | jax.Array) and not tree.traced(leaf)
     return isinstance(leaf, bool | np.bool_) or (array and leaf.shape == () and leaf.dtype == bool)
-
-
-def _path(path: tuple) -> str:
-    wrapped = path[-1:] == (GetAttrKey("value"),)  # flax.nnx wraps each leaf in a variable
-    return tree.path_name(path[:-1] if wrapped else path)
 
 
 def _within(
