@@ -346,11 +346,12 @@ def _within(
 
 
 def _select(whole: PyTree, kept: tuple[bool, ...]) -> PyTree:
-    """The tree with None in place of the leaves that are not kept."""
+    """The tree with None in place of the leaves that are not kept; () if that is all of it."""
     leaves, structure = jax.tree.flatten(whole)
-    return structure.unflatten(
+    part = structure.unflatten(
         [leaf if keep else None for leaf, keep in zip(leaves, kept, strict=True)]
     )
+    return () if part is None else part  # None would be no parameters
 
 
 def _merged(part: PyTree, whole: PyTree, kept: tuple[bool, ...]) -> PyTree:

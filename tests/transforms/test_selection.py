@@ -143,6 +143,37 @@ def test_raw_gradients_for_updates_are_refused_with_both_remedies(name, jitted):
         assert updates["head"][1] == outside
 
 
+@pytest.mark.parametrize("ox", [gk, optax], ids=["gradkit", "optax"])
+def test_a_bare_array_may_be_left_out(ox):
+    x = jnp.ones(3)
+    for tx, expected in (
+        (ox.partition({"x": ox.sgd(0.5), "y": ox.adamw(0.1)}, "x"), -0.5),
+        (ox.chain(ox.masked(ox.add_decayed_weights(0.1), False), ox.sgd(0.5)), -0.5),
+    ):
+        assert (tx.update(x, tx.init(x), x)[0] == expected).all()
+
+
+@pytest.mark.parametrize(
+    ("inner", "refused"),
+    [
+        (optax.sgd(optax.linear_schedule(0.0, 0.1, 5)), True),
+        (optax.inject_hyperparams(optax.adam)(0.1), True),
+        (optax.chain(optax.scale_by_adam(), optax.scale(-0.1)), True),
+        (optax.apply_every(2), False),
+        (optax.set_to_zero(), False),
+        (optax.scale_by_adam(), False),
+        (optax.trace(0.9), False),
+    ],
+)
+def test_of_optaxs_members_those_that_descend_are_whole_optimizers(inner, refused):
+    tx = gk.masked(inner, KERNELS)
+    if refused:
+        with pytest.raises(ValueError, match="raw gradients"):
+            tx.init(PARAMS)
+    else:
+        tx.init(PARAMS)
+
+
 def test_a_mask_that_leaves_nothing_out_is_no_trap():
     tx = gk.masked(gk.sgd(1.0), lambda p: jax.tree.map(lambda _: True, p))
     updates, _ = tx.update(GRADS, tx.init(PARAMS), PARAMS)
