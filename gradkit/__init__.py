@@ -24,10 +24,24 @@ __all__ = sorted(_INDEX)  # pyright: ignore[reportUnsupportedDunderAll]
 
 def __getattr__(name: str):
     if name not in _INDEX:
-        raise AttributeError(f"module 'gradkit' has no attribute {name!r}")
+        raise AttributeError(f"module 'gradkit' has no attribute {name!r}{_elsewhere(name)}")
     value = getattr(_importlib.import_module(_INDEX[name]), name)
     globals()[name] = value
     return value
+
+
+def _elsewhere(name: str) -> str:
+    """Where a name is that gradkit has not: in optax, or misspelled."""
+    if name.startswith("_"):
+        return ""
+    import difflib
+
+    import optax
+
+    if hasattr(optax, name):
+        return f"; write optax.{name}: what is optax's works with gradkit (docs/optax.md)"
+    near = difflib.get_close_matches(name, __all__, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def __dir__():

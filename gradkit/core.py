@@ -15,6 +15,7 @@ from jax.tree_util import Partial
 
 from gradkit import tree
 from gradkit.operators import Operator
+from gradkit.validation import check_parameters
 
 PyTree = Any
 
@@ -157,7 +158,7 @@ def observe(
 
     Args:
         problem: a `Problem`, or a plain `loss(params, batch)`.
-        params: tree of parameters.
+        params: tree of floating-point parameters.
         batch: whatever the problem takes.
         curvature: `gk.hessian` or another function (problem, params, batch) -> Operator.
         diagonal: a function (problem, params, batch) -> tree like the parameters, an estimate of a
@@ -174,6 +175,11 @@ def observe(
     Returns:
         A `Point`; pass it on as `tx.update(point.grad, state, params, **point.extras)`.
 
+    Raises:
+        TypeError: a leaf of `params` is not a floating-point array or number, and the message names
+            it; or the loss is not a scalar.
+        ValueError: `micro_batches` does not divide the batch.
+
     Example:
         >>> import jax.numpy as jnp, gradkit as gk
         >>> point = gk.observe(lambda x, _: jnp.sum(x**4), jnp.array([1.0, 2.0]), None, gk.hessian)
@@ -183,6 +189,8 @@ def observe(
         Array([12., 48.], dtype=float32)
     """
     problem = as_problem(problem)
+    check_parameters(params, member="observe")
+    params = tree.as_arrays(params)
     if micro_batches is None:
         value_fn, curvature_at, evaluate, parts = _value_at, curvature, _evaluated, _value_and_aux
         diagonal_at = diagonal

@@ -14,6 +14,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from gradkit import shardings, tree
+from gradkit.validation import check_parameters, list_non_arrays
 
 PyTree = Any
 
@@ -30,9 +31,13 @@ class Operator:
     Args:
         matvec: maps a tree like `domain` to one of the same structure, shapes and dtypes. It must
             be linear and symmetric.
-        domain: tree of arrays or of `jax.ShapeDtypeStruct`.
+        domain: tree of floating-point or complex arrays or `jax.ShapeDtypeStruct`.
         traceable: whether `jit` can trace `matvec`. What streams data from the host cannot be
             traced: it is called from Python, and every method here goes by that.
+
+    Raises:
+        TypeError: `matvec` is no function, or a leaf of the domain is not floating-point: a vector
+            of integers would be rounded to integers in every method.
 
     Example:
         >>> import jax.numpy as jnp, gradkit as gk
@@ -51,6 +56,7 @@ class Operator:
                 f"matvec: expected a function of one tree, got {type(self.matvec).__name__}. "
                 "For a matrix M write gk.Operator(lambda v: M @ v, v0)."
             )
+        check_parameters(self.domain, member="Operator", name="the leaves of the domain")
         matvec = self.matvec if isinstance(self.matvec, Partial) else Partial(self.matvec)
         object.__setattr__(self, "matvec", matvec)
         object.__setattr__(self, "domain", tree.shapes(self.domain))
@@ -81,7 +87,7 @@ class Operator:
                 "A @ v: this operator is made of products in Python and cannot be traced; apply it "
                 "outside jit, vmap and grad, or build it from arrays within them"
             )
-        return self.matvec(v)
+        return self.matvec(tree.as_arrays(v))
 
     def __add__(self, other: Operator | Any) -> Operator:
         """A + B for an operator on the same domain, A + σI for a scalar σ."""
@@ -157,11 +163,17 @@ class Operator:
         return operator
 
     def check(self, v: PyTree) -> None:
-        """Raises a `ValueError` that names the leaf if v is not a tree like the domain."""
-        if tree.Shapes.of(tree.shapes(v)) == tree.Shapes.of(self.domain):
+        """Raises a `ValueError` that names the leaf if v is not a tree like the domain.
+
+        A `TypeError` if a leaf of v is not an array or a number.
+        """
+        if bad := list_non_arrays(v):
+            raise TypeError("A @ v: v must be a tree of arrays, got\n" + "\n".join(bad))
+        shapes = tree.shapes(v)
+        if tree.Shapes.of(shapes) == tree.Shapes.of(self.domain):
             return
         expected = dict(jax.tree_util.tree_leaves_with_path(self.domain))
-        got = dict(jax.tree_util.tree_leaves_with_path(tree.shapes(v)))
+        got = dict(jax.tree_util.tree_leaves_with_path(shapes))
         differing = [path for path in {**expected, **got} if expected.get(path) != got.get(path)]
         lines = "\n".join(
             f"  {tree.path_name(path) or 'the leaf'}: expected {_text(expected.get(path))}, "
@@ -170,7 +182,7 @@ class Operator:
         )
         raise ValueError(
             "A @ v: v must have the structure, shapes and dtypes of the operator's domain.\n"
-            + (lines or f"  expected {self.domain}\n  got {tree.shapes(v)}")
+            + (lines or f"  expected {self.domain}\n  got {shapes}")
         )
 
 

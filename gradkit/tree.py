@@ -94,7 +94,7 @@ def scalar_dtype(domain: PyTree) -> jnp.dtype:
 
     The widest of the leaves' dtypes, and float32 at least.
     """
-    dtypes = [jnp.result_type(leaf) for leaf in jax.tree.leaves(domain)]
+    dtypes = [jnp.result_type(x) for x in jax.tree.leaves(domain) if hasattr(x, "dtype")]
     real = [jnp.finfo(dtype).dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.inexact)]
     return jnp.result_type(jnp.float32, *real)
 
@@ -106,6 +106,15 @@ def shapes(domain: PyTree) -> PyTree:
         return jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x), sharding=shardings.of(x))
 
     return jax.tree.map(leaf, domain)
+
+
+def as_arrays(a: PyTree) -> PyTree:
+    """Returns `a` with NumPy arrays and Python numbers as JAX arrays; what is abstract stays so."""
+
+    def leaf(x):
+        return x if isinstance(x, jax.Array | jax.ShapeDtypeStruct) else jnp.asarray(x)
+
+    return jax.tree.map(leaf, a)
 
 
 def ravel(a: PyTree) -> tuple[jax.Array, Callable[[jax.Array], PyTree]]:
@@ -157,6 +166,12 @@ def _shape(shape: tuple[int, ...] | None) -> str:
 def path_name(path: tuple) -> str:
     """Returns a leaf's path as dotted text, such as `layers.0.kernel`."""
     return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def leaf_name(path: tuple) -> str:
+    """Returns a leaf's path as `path_name` does, less the variable that flax.nnx wraps it in."""
+    wrapped = path[-1:] == (jax.tree_util.GetAttrKey("value"),)
+    return path_name(path[:-1] if wrapped else path)
 
 
 def random_unit(key: jax.Array, domain: PyTree) -> PyTree:
@@ -241,19 +256,20 @@ def hashed(h: jax.Array) -> jax.Array:
 
 
 def mark(a: PyTree) -> jax.Array:
-    """Returns two unsigned 32-bit numbers by which the arrays in `a` are told from others.
+    """Returns two unsigned 32-bit numbers by which arrays and numbers in `a` are told from others.
 
     Trees that differ in one number differ in their marks; other trees do but for one chance in 2⁶⁴,
-    or so. What is no array, such as a function, is left out.
+    or so. What is neither, such as a function, is left out.
 
     Source: multilinear hashing, Σ aᵢ xᵢ modulo 2³², with odd aᵢ that are a hash of the position.
 
     Cost: one pass over the tree.
     """
     total = jnp.zeros(2, jnp.uint32)
-    arrays = [x for x in jax.tree.leaves(a) if isinstance(x, jax.Array | np.ndarray)]
+    numeric = jax.Array | np.ndarray | np.number | np.bool_ | bool | int | float | complex
+    arrays = [x for x in jax.tree.leaves(a) if isinstance(x, numeric)]
     for number, x in enumerate(arrays):
-        bits = _bits(jnp.asarray(x))
+        bits = _bits(x if isinstance(x, jax.Array) else jnp.asarray(np.asarray(x)))
         weyl = jnp.zeros(bits.shape, jnp.uint32)
         for axis, odd in enumerate(range(3, 2 * bits.ndim + 3, 2)):
             position = _positions(bits, axis)
@@ -402,6 +418,8 @@ def cast_updates(updates: PyTree, incoming: PyTree, params: PyTree) -> PyTree:
         return optax.tree.cast_like(updates, incoming)
 
     def leaf(u, g, p):
+        if u.dtype == g.dtype == p.dtype:
+            return u
         dtype = jnp.promote_types(g.dtype, p.dtype)
         return u if u.dtype == dtype else u.astype(dtype)
 

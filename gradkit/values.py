@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.core
+import jax.numpy as jnp
 import numpy as np
 
 _PLAIN = int | str | types.CodeType
@@ -110,6 +111,6 @@ def _content(cell: Any) -> Any:
 
 
 def _bits(array: Any) -> tuple:
-    if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
         return str(array.dtype), _bits(jax.random.key_data(array))
     return str(array.dtype), array.shape, np.asarray(array).tobytes()

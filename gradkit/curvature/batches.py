@@ -16,6 +16,7 @@ from jax.tree_util import Partial
 from gradkit import tree
 from gradkit.core import Problem, as_problem, needs_count
 from gradkit.operators import Operator
+from gradkit.validation import check_parameters
 
 PyTree = Any
 
@@ -44,6 +45,8 @@ def micro_batched(curvature: Callable[..., Operator], size: int) -> Callable[...
         one built outside `jit` loops over the micro-batches in Python and is not traceable.
 
     Raises:
+        TypeError: when the operator is built, a leaf of `params` is not a floating-point array or
+            number.
         ValueError: `size` is not a positive whole number; or, when the operator is built, the data
             has no common leading axis, or no examples.
 
@@ -86,7 +89,8 @@ def streamed(
         traceable: its products, and the loops of those who use it, run from Python.
 
     Raises:
-        TypeError: the loader can be iterated only once, as a generator, or not at all.
+        TypeError: the loader can be iterated only once, as a generator, or not at all; or a leaf of
+            `params` is not a floating-point array or number.
         ValueError: at a product, the loader gives no batch, a batch no examples, or a pass another
             number of them than the first, which would be another operator.
 
@@ -136,6 +140,7 @@ class _MicroBatched:
     def __call__(
         self, problem: Problem | Callable, params: PyTree, data: PyTree, **options: Any
     ) -> Operator:
+        check_parameters(params, member="micro_batched")
         some_examples(data, "micro_batched: the data")
         summand, arrays = _parted(self.curvature, problem, options)
         data = jax.tree.map(jnp.asarray, data)
@@ -162,6 +167,7 @@ class _Streamed:
                 "a function without arguments that returns an iterator, such as "
                 f"lambda: batches(); got {type(loader).__name__}{came}"
             )
+        check_parameters(params, member="streamed")
         summand, arrays = _parted(self.curvature, problem, options)
         matvec = Partial(_Pass(summand, loader, self.weight), params, arrays)
         return Operator(matvec, params, traceable=False)

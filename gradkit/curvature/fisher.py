@@ -29,6 +29,7 @@ from gradkit.curvature.gauss_newton import (
     with_outputs,
 )
 from gradkit.operators import Operator
+from gradkit.validation import check_parameters
 
 PyTree = Any
 
@@ -63,6 +64,7 @@ def empirical_fisher(
         An `Operator` on trees like `params` [loss²/param²], positive semidefinite.
 
     Raises:
+        TypeError: a leaf of `params` is not a floating-point array or number; the message names it.
         ValueError: the batch's arrays have no common leading axis, or no examples.
 
     Example:
@@ -72,6 +74,7 @@ def empirical_fisher(
         >>> F @ jnp.array([1.0, 1.0])
         Array([2., 3.], dtype=float32)
     """
+    check_parameters(params, member="empirical_fisher")
     n = some_examples(batch, "empirical_fisher: the batch")
     losses = Partial(_losses, as_problem(problem), batch)
     covariance = Partial(_covariance, jnp.ones((1, n)))
@@ -97,6 +100,7 @@ def empirical_fisher_diagonal(problem: Problem | Callable, params: PyTree, batch
         A tree like `params` [loss²/param²], nowhere negative.
 
     Raises:
+        TypeError: a leaf of `params` is not a floating-point array or number; the message names it.
         ValueError: the batch's arrays have no common leading axis, or no examples.
 
     Example:
@@ -106,6 +110,8 @@ def empirical_fisher_diagonal(problem: Problem | Callable, params: PyTree, batch
         >>> gk.empirical_fisher_diagonal(loss, jnp.ones(2), batch)
         Array([1., 2.], dtype=float32)
     """
+    check_parameters(params, member="empirical_fisher_diagonal")
+    params = tree.as_arrays(params)
     n = some_examples(batch, "empirical_fisher_diagonal: the batch")
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     devices = min(shardings.shards(x, 0) for x in jax.tree.leaves(batch))
@@ -172,7 +178,8 @@ def fisher(
         An `Operator` on trees like `params` [1/param²], positive semidefinite.
 
     Raises:
-        TypeError: the problem is a loss alone, or has no floating-point output.
+        TypeError: the problem is a loss alone, or has no floating-point output; or a leaf of
+            `params` is not a floating-point array or number.
         ValueError: no such likelihood, samples below 1, or outputs without the axes they need.
 
     Example:
@@ -187,6 +194,7 @@ def fisher(
     if not isinstance(samples, int) or samples < 1:
         raise ValueError(f"samples: expected an integer of at least 1, got {samples!r}")
     outputs = Partial(outputs_at, with_outputs(problem, "fisher"), batch)
+    check_parameters(params, member="fisher")
     covariance = Partial(_covariance, _scores(outputs, params, key, likelihood, samples))
     return congruence(outputs, covariance, params, linearize=linearize)
 
@@ -216,7 +224,8 @@ def fisher_diagonal(
         A tree like `params` [1/param²], nowhere negative.
 
     Raises:
-        TypeError: the problem is a loss alone, or has no floating-point output.
+        TypeError: the problem is a loss alone, or has no floating-point output; or a leaf of
+            `params` is not a floating-point array or number.
         ValueError: no such likelihood, or outputs without the axes they need.
 
     Example:
@@ -229,7 +238,9 @@ def fisher_diagonal(
         True
     """
     _known(likelihood)
-    J = jacobian(Partial(outputs_at, with_outputs(problem, "fisher_diagonal"), batch), params)
+    outputs = Partial(outputs_at, with_outputs(problem, "fisher_diagonal"), batch)
+    check_parameters(params, member="fisher_diagonal")
+    J = jacobian(outputs, params)
     scores = _drawn(J.outputs, key, likelihood, 1)
     n = examples(J.outputs, "fisher_diagonal: the outputs")
     g = J.backward(jax.tree.map(lambda s, z: s[0].astype(z.dtype), scores, J.outputs))  # n ĝ

@@ -13,6 +13,7 @@ from gradkit.core import Problem, as_problem
 from gradkit.curvature.hessian import linearized
 from gradkit.curvature.memory import fits
 from gradkit.operators import Operator
+from gradkit.validation import check_parameters
 
 PyTree = Any
 
@@ -53,7 +54,8 @@ def gauss_newton(
         An `Operator` on trees like `params` [loss/param²].
 
     Raises:
-        TypeError: the problem is a loss alone, or has no floating-point output.
+        TypeError: the problem is a loss alone, or has no floating-point output; or a leaf of
+            `params` is not a floating-point array or number.
 
     Example:
         >>> import jax.numpy as jnp, gradkit as gk
@@ -66,6 +68,7 @@ def gauss_newton(
         Array([36., 12.], dtype=float32)
     """
     problem = with_outputs(problem, "gauss_newton")
+    check_parameters(params, member="gauss_newton")
     outputs, H_c = Partial(outputs_at, problem, batch), Partial(_criterion_hessian, problem, batch)
     return congruence(outputs, H_c, params, linearize=linearize)
 

@@ -13,6 +13,7 @@ from jax.tree_util import Partial
 from gradkit.core import Problem, as_problem
 from gradkit.curvature.memory import fits
 from gradkit.operators import Operator
+from gradkit.validation import check_parameters
 
 PyTree = Any
 
@@ -45,6 +46,9 @@ def hessian(
     Returns:
         An `Operator` on trees like `params` [loss/param²], equal to `jax.hessian` to rounding.
 
+    Raises:
+        TypeError: a leaf of `params` is not a floating-point array or number; the message names it.
+
     Example:
         >>> import jax.numpy as jnp, gradkit as gk
         >>> H = gk.hessian(lambda x, batch: batch * x[0] ** 2 * x[1], jnp.array([1.0, 3.0]), 2.0)
@@ -52,6 +56,7 @@ def hessian(
         Array([12.,  4.], dtype=float32)
     """
     args = as_problem(problem), params, batch
+    check_parameters(params, member="hessian")
     keep = fits(_linearized, *args) if linearize is None else linearize
     return Operator(_linearized(*args) if keep else Partial(_product, *args), params)
 

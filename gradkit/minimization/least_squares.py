@@ -13,7 +13,7 @@ from gradkit import tree
 from gradkit.core import Problem
 from gradkit.curvature.gauss_newton import observed
 from gradkit.krylov.drivers import Drive
-from gradkit.minimization.minimize import Applied, Result, as_tuple, run, transformation
+from gradkit.minimization.minimize import Applied, Result, run, transformation
 from gradkit.minimization.status import Stops
 
 PyTree = Any
@@ -44,12 +44,13 @@ def least_squares(
 
     Args:
         residuals: residuals(x, *args) -> array, or any tree of arrays.
-        x0: start, a tree of floating-point arrays.
+        x0: start, a tree of floating-point arrays or numbers.
         method: `"levenberg_marquardt"`; `"gauss_newton"`, its undamped step with a line search; or
             any other that `gk.minimize` takes.
         tol: of the gradient Jᵀr.
         max_steps: most updates.
-        args: further arguments of `residuals`, a tuple of trees, or one that is no tuple.
+        args: further arguments of `residuals`, a tuple of trees, or one that is no tuple: of
+            arrays, numbers and random keys.
         function_tol: also stop where a step lowers f by at most this times f; 0 for never.
         step_tol: also stop where a step changes x by at most this times ‖x‖∞; 0 for never.
         budget: most gradient-equivalents to spend, to within one step.
@@ -73,7 +74,8 @@ def least_squares(
     problem = Problem(predict=Applied(residuals), criterion=_half_square)
     stops = Stops(tol, function_tol, step_tol, max_steps, budget)
     tx = transformation("newton" if method == "gauss_newton" else method)
-    return run(problem, tx, x0, as_tuple(args), stops, observed, history=history, drive=drive)
+    walk = {"history": history, "drive": drive}
+    return run(problem, tx, x0, args, stops, observed, member="least_squares", **walk)
 
 
 def _half_square(r: PyTree, args: tuple) -> jax.Array:

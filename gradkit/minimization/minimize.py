@@ -40,6 +40,7 @@ from gradkit.states import Work
 from gradkit.transforms.chain import chain
 from gradkit.transforms.line_search import line_search
 from gradkit.transforms.link import Link
+from gradkit.validation import check_arguments, check_parameters
 
 PyTree = Any
 
@@ -141,13 +142,14 @@ def minimize(
 
     Args:
         fun: scalar function fun(x, *args), or (scalar, aux) with `has_aux=True`.
-        x0: start, a tree of floating-point arrays.
+        x0: start, a tree of floating-point arrays or numbers.
         method: name of an optimizer of gradkit, with its defaults: `"lbfgs"`, `"bfgs"`,
             `"nonlinear_cg"`, `"trust_region"`, `"newton_cg"` …, or what SciPy calls them; or any
             transformation of gradkit or optax, built once and not anew at each call.
         tol: of the gradient: ‖g‖∞ ≤ tol · min(1, max(‖g₀‖∞, |f₀|/max(1, ‖x₀‖∞))).
         max_steps: most updates.
-        args: further arguments of fun, a tuple of trees, or one that is no tuple.
+        args: further arguments of fun, a tuple of trees, or one that is no tuple: of arrays,
+            numbers and random keys.
         has_aux: whether fun returns a pair.
         function_tol: also stop where a step lowers f by at most this times |f|; 0 for never.
         step_tol: also stop where a step changes x by at most this times ‖x‖∞; 0 for never.
@@ -163,8 +165,8 @@ def minimize(
         A `gk.Result`. NaN, a loss without a lower bound and the like are statuses of it.
 
     Raises:
-        TypeError: fun is no function or not scalar, x0 is not floating-point, or the method needs
-            what no function has.
+        TypeError: fun is no function or not scalar, a leaf of x0 is not floating-point, one of args
+            is not an array or a number, or the method needs what no function has.
         ValueError: the method is unknown, or does not take bounds, or these do not fit.
 
     Example:
@@ -181,42 +183,61 @@ def minimize(
     stops = Stops(tol, function_tol, step_tol, max_steps, budget)
     tx = transformation(method) if bounds is None else _projected(method)
     walk = {"bounds": bounds, "history": history, "drive": drive}
-    return run(problem, tx, x0, as_tuple(args), stops, observed, **walk)
+    return run(problem, tx, x0, args, stops, observed, member="minimize", **walk)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Applied:
-    """A function of parameters and a tuple of arguments, as hashable as the one it applies."""
+    """A function of parameters and a tuple of arguments, equal to another of the same function.
+
+    One that has no hash, as an `equinox.Module` of arrays has none, is the same as itself alone.
+    """
 
     fun: Callable
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Applied):
+            return NotImplemented
+        return self.fun is other.fun or (
+            _is_hashable(self.fun) and _is_hashable(other.fun) and self.fun == other.fun
+        )
+
+    def __hash__(self) -> int:
+        return hash(self.fun) if _is_hashable(self.fun) else id(self.fun)
 
     def __call__(self, params: PyTree, args: tuple) -> Any:
         """Returns the function's value."""
         return self.fun(params, *args)
 
 
-def as_tuple(args: Any) -> tuple:
-    """Returns the arguments as a tuple."""
-    return args if isinstance(args, tuple) else (args,)
+def _is_hashable(fun: Callable) -> bool:
+    try:
+        hash(fun)
+    except TypeError:
+        return False
+    return True
 
 
 def run(
     problem: Problem,
     tx: optax.GradientTransformation,
     x0: PyTree,
-    args: tuple,
+    args: Any,
     stops: Stops,
     curvature: Callable,
     *,
+    member: str,
     bounds: tuple[Any, Any] | None = None,
     history: int,
     drive: Drive | None,
 ) -> Result:
-    """Returns the result of the walk of `tx` on `problem` from x0."""
-    x0 = jax.tree.map(_floating, x0)
+    """Returns the result of the walk of `tx` on `problem` from x0, for the function `member`."""
+    check_parameters(x0, member=member, name="the leaves of x0")
+    check_arguments(args, member=member)
+    x0 = jax.tree.map(_strong, x0)
     within = None if bounds is None else as_bounds(bounds, x0)
     x0 = x0 if within is None else within.project(x0)
-    args = jax.tree.map(jnp.asarray, args)
+    args = jax.tree.map(jnp.asarray, args if isinstance(args, tuple) else (args,))
     tx = optax.with_extra_args_support(tx)
     hands_over = isinstance(tx, Link) and tx.traits.evaluates
     asks = not hands_over and _asks_for_curvature(tx, problem, tree.Shapes.of((x0, args)))
@@ -252,14 +273,10 @@ def _result(plan: Plan, walk: Walk, given: Given) -> Result:
     return Result(params, value, grad, status, walk.steps, *work, aux, walk.history)
 
 
-def _floating(x: Any) -> jax.Array:
+def _strong(x: Any) -> jax.Array:
+    """The array of a dtype that does not give way to another's."""
     x = jnp.asarray(x)
-    if not jnp.issubdtype(x.dtype, jnp.inexact):
-        raise TypeError(
-            f"minimize: x0 must be of floating-point arrays, got {x.dtype}{list(x.shape)}; "
-            "write 1.0 for 1, or x0.astype(float)"
-        )
-    return jax.lax.convert_element_type(x, x.dtype)  # strong
+    return jax.lax.convert_element_type(x, x.dtype)
 
 
 def transformation(method: Any) -> optax.GradientTransformation:

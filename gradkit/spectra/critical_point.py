@@ -13,6 +13,7 @@ from gradkit.operators import Operator
 from gradkit.spectra.condition import EXACT_DIMENSION, STEPS
 from gradkit.spectra.extremes import Eigenpairs, Wanted, eigenpairs, ended
 from gradkit.spectra.ritz import RitzValues, ritz_values, zero_tol
+from gradkit.validation import check_parameters
 
 PyTree = Any
 Kind = Literal["minimum", "maximum", "saddle", "degenerate", "not_critical"]
@@ -99,8 +100,9 @@ def classified(
     grad: PyTree, ends: Eigenpairs, ritz: RitzValues, n: int, *, tol: float
 ) -> CriticalPoint:
     """Returns what kind of point has this gradient, these extreme eigenpairs and Ritz values."""
+    check_parameters(grad, member="critical_point", name="the leaves of grad")
     resolution, negative = float(ritz.resolution(n)), int(ritz.negative(n))
-    gradient_norm = float(tree.norm(grad))
+    gradient_norm = float(tree.norm(tree.as_arrays(grad)))
     kind = _kind(gradient_norm <= tol, ends, resolution)
     steps = int(ritz.degree)
     evidence = _evidence(gradient_norm, tol, ends, resolution, negative, steps, n)

@@ -267,7 +267,7 @@ def _starts(A: Operator, v0: PyTree | Eigenpairs | None, block: int) -> PyTree |
         return None
     if not isinstance(v0, Eigenpairs):
         A.check(v0)
-        return jax.tree.map(lambda x: x[None], v0)
+        return jax.tree.map(lambda x: x[None], tree.as_arrays(v0))
     A.check(jax.eval_shape(lambda V: jax.tree.map(lambda x: x[0], V), v0.vectors))
     k = v0.values.size
     sums = jnp.arange(k)[:, None] % block == jnp.arange(min(block, k))

@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 from gradkit import tree
 from gradkit.krylov.drivers import Drive, chosen
 from gradkit.operators import Operator
+from gradkit.validation import check_parameters
 
 PyTree = Any
 
@@ -85,7 +86,8 @@ def taylor_check(
         A `TaylorCheck`. NaN in the loss or the products are values in it.
 
     Raises:
-        TypeError: `value_fn` is no function, or does not return a scalar.
+        TypeError: `value_fn` is no function, or does not return a scalar; or a leaf of `params` is
+            not a floating-point array or number.
         ValueError: `grad` is not in the operator's domain, or `params` differ from it.
 
     Example:
@@ -99,7 +101,9 @@ def taylor_check(
     """
     if not callable(value_fn):
         raise TypeError(f"value_fn: expected a function of params, got {type(value_fn).__name__}")
+    check_parameters(params, member="taylor_check")
     A.check(grad)
+    params, grad = tree.as_arrays((params, grad))
     if differing := tree.differences(A.domain, params):
         raise ValueError("params: not like the operator's domain\n" + "\n".join(differing))
     dtype = tree.scalar_dtype((params, grad))

@@ -199,7 +199,8 @@ def scale_by_rss(
     """Scales updates g to g/√(r + ε), with r ← r + g² the sum over all updates.
 
     Source: Duchi, Hazan & Singer (2011), the diagonal form of their figure 1.
-    Differs: from optax in `eps_in_sqrt`. The textbook form g/(ε + √r) from r = 0 is
+    Differs: from optax in `eps_in_sqrt`, and in that a NaN in r shows in the updates ever after,
+    where optax's are zero. The textbook form g/(ε + √r) from r = 0 is
     `scale_by_rss(0.0, eps_in_sqrt=False)`.
 
     Cost: one tree of memory.

@@ -20,6 +20,8 @@ from gradkit import values
 
 PyTree = Any
 
+_ARRAY = jax.Array | np.ndarray | np.number | bool | int | float | complex
+
 OF_PARAMS = ("value_fn", "project")  # extra arguments that are functions of the parameters
 
 
@@ -82,10 +84,7 @@ def _split(extra: dict[str, Any], params: PyTree) -> tuple[dict[str, Any], tuple
         if name in OF_PARAMS and given is not None:
             data[name], program = _traced(given, params)
             programs.append((name, program))
-        elif all(
-            isinstance(x, jax.Array | np.ndarray | np.number | float | int)
-            for x in jax.tree.leaves(given)
-        ):
+        elif all(isinstance(x, _ARRAY) for x in jax.tree.leaves(given)):
             data[name] = given
         else:
             raise _NotATreeError
@@ -97,7 +96,7 @@ def _traced(function: Callable, params: PyTree) -> tuple[tuple[list, list], _Pro
     leaves, structure = [], None
     if isinstance(function, Partial):
         leaves, structure = jax.tree.flatten(function)
-        if not all(isinstance(x, jax.Array | np.ndarray) for x in leaves):
+        if not all(isinstance(x, _ARRAY) for x in leaves):
             raise _NotATreeError
 
     def whole(*leaves_and_params):

@@ -15,7 +15,7 @@ from gradkit import tree
 from gradkit.core import needs_count, required
 from gradkit.states import Work
 from gradkit.transforms.conditional import deferred, every_so_often
-from gradkit.transforms.link import Link, link, no_updates, one_more, power, transformation
+from gradkit.transforms.link import Link, integer_power, link, no_updates, one_more, transformation
 from gradkit.transforms.norms import bounded
 from gradkit.tree import wide, wide_zeros
 
@@ -29,7 +29,7 @@ class CurvatureMomentsState(NamedTuple):
     `measured` counts the diagonals, `clipped` is the share of the last updates that was.
     """
 
-    age: ArrayLike
+    age: jax.Array
     mu: PyTree
     diagonal: PyTree
     measured: jax.Array
@@ -111,7 +111,7 @@ def scale_by_adahessian(
     def update(updates, state, params, h, **extra):
         state = state.averaged(jax.tree.map(bounded, updates), h)
         state = state.measured_anew(h, every, extra, "scale_by_adahessian", _averaged_squares)
-        c1, c2 = h.bias("b1", state.age), 1 - power(h.b2, state.measured)
+        c1, c2 = h.bias("b1", state.age), 1 - integer_power(h.b2, state.measured)
 
         def scaled(m, v):
             return m / c1 / ((v / c2) ** (h.power / 2) + h.eps)

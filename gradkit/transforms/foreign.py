@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -56,17 +57,27 @@ def _narrowed(updates: PyTree, params: PyTree, dtypes: PyTree) -> PyTree:
     return jax.tree.map(leaf, updates, dtypes, like)
 
 
+@functools.lru_cache(maxsize=64)
 def _descends(tx: optax.GradientTransformation) -> bool | None:
-    """Whether a transformation makes of a gradient a step against it; None if it cannot be told."""
-    params = {"w": jnp.ones((2, 2))}
+    """Whether a transformation makes of a gradient a step against it; None if it cannot be told.
+
+    A rate of zero, at which a warm-up may begin, leaves the sign in its zeros.
+    """
+
+    def loss(params):
+        return jnp.sum(params["w"] ** 2)
 
     def first_update():
-        return optax.with_extra_args_support(tx).update(params, tx.init(params), params)[0]
+        params = {"w": jnp.ones((2, 2))}
+        value, g = jax.value_and_grad(loss)(params)
+        extra = {"value": value, "grad": g, "value_fn": loss}
+        whole = optax.with_extra_args_support(tx)
+        return whole.update(g, tx.init(params), params, **extra)[0]
 
     try:
         with jax.ensure_compile_time_eval():
-            leaves = jax.tree.leaves(jax.jit(first_update)())
-            return all(bool(jnp.all(jnp.signbit(u) | (u == 0))) for u in leaves)
+            u = jnp.concatenate([x.ravel() for x in jax.tree.leaves(jax.jit(first_update)())])
+            return True if jnp.signbit(u).all() else None if (u == 0).any() else False
     except Exception:  # it is for other trees, or asks for more than a gradient
         return None
 

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from gradkit import tree
 from gradkit.core import required
 from gradkit.transforms.foreign import as_link
-from gradkit.transforms.link import Link, Now, link, power, transformation
+from gradkit.transforms.link import Link, Now, integer_power, link, transformation
 from gradkit.transforms.norms import scaled_norm
 from gradkit.tree import wide
 
@@ -147,7 +147,7 @@ def guard_spikes(
             norm = scaled_norm(updates)
             x, unit = norm.log(), norm.scale.astype(state.mean.dtype)
         x = x.astype(state.mean.dtype)
-        weight = 1 - power(h.decay, state.seen)
+        weight = 1 - integer_power(h.decay, state.seen)
         m = state.mean / jnp.where(weight > 0, weight, 1)
         variance = state.square / jnp.where(weight > 0, weight, 1) - m * m
         s = tree.root(jnp.maximum(variance, 0)) + 1e-2  # one percent is never out of the ordinary

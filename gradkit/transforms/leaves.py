@@ -2,84 +2,113 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
 
 from gradkit import tree
-from gradkit.validation import REMEDY, describe, is_parameter
+from gradkit.validation import REMEDY, check_parameters, is_parameter
 
 PyTree = Any
 
+NO_LEAF = "got no leaf"  # as `tree.differences` has it
 
-def split(params: PyTree) -> tuple[PyTree, list[str]]:
-    """Returns the parameters with None for each leaf that is none, and a line about each of those.
 
-    Python's and NumPy's numbers become arrays.
+def split(params: PyTree) -> tuple[PyTree, PyTree]:
+    """Returns the leaves that are parameters, as arrays, and those that are none.
+
+    Both are trees like the one given, with None for the leaves of the other.
     """
-    leaves, structure = jax.tree_util.tree_flatten_with_path(params)
-    fit = [is_parameter(leaf) for _, leaf in leaves]
-    lines = [_line(path, leaf) for (path, leaf), fits in zip(leaves, fit, strict=True) if not fits]
-    whole = [_array(leaf) if fits else None for (_, leaf), fits in zip(leaves, fit, strict=True)]
-    return structure.unflatten(whole), lines
+    fit = jax.tree.map(is_parameter, params)
+    taken = jax.tree.map(lambda fits, leaf: _array(leaf) if fits else None, fit, params)
+    return taken, jax.tree.map(lambda fits, leaf: None if fits else leaf, fit, params)
 
 
-def refuse(lines: list[str], what: str, *, member: str) -> None:
-    """Raises a `TypeError` about leaves that are not parameters."""
-    shown = "\n".join(lines[:8] + ["  ..."] * (len(lines) > 8))
-    raise TypeError(
-        f"{member}: {what} must be arrays of floating-point numbers, got\n{shown}\n{REMEDY}"
-    )
+class Given(NamedTuple):
+    """What `update` was given, as trees that are alike.
+
+    Attributes:
+        updates: the updates.
+        params: the parameters, without those that have no update; None where none were given.
+        missing: those that have no update, a tree of the same structure.
+    """
+
+    updates: PyTree
+    params: PyTree
+    missing: PyTree
 
 
-def check_updates(updates: PyTree, params: PyTree, *, member: str) -> tuple[PyTree, PyTree]:
-    """Returns updates and parameters as trees of arrays that are alike.
+def checked(updates: PyTree, params: PyTree, *, member: str) -> Given:
+    """Returns updates and parameters as trees of arrays.
 
     Leaves of the parameters that are none, such as functions, may stand where there is no update.
+    The same leaves may be in other containers.
 
     Raises:
-        TypeError: an update is not an array of floating-point numbers.
+        TypeError: an update, or the parameter that it is for, is no floating-point array.
         ValueError: the updates are not a tree like the parameters.
     """
-    updates, lines = split(updates)
-    if lines:
-        refuse(lines, "the updates", member=member)
+    if _are_alike(updates, params):
+        return Given(updates, params, None)
+    check_parameters(updates, member=member, name="the updates")
+    updates = jax.tree.map(_array, updates)
     if params is None:
-        return updates, None
-    params, lines = split(params)
-    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
-    same = jax.tree.structure(params) == jax.tree.structure(updates)
-    if same and shapes == [jnp.shape(leaf) for leaf in jax.tree.leaves(updates)]:
-        return updates, params
-    if lines and {line.split(":")[0].strip() for line in lines} & _paths(updates):
-        refuse(lines, "the parameters", member=member)
+        return Given(updates, None, None)
+    params, others = split(params)
+    if _are_alike(updates, params):
+        return Given(updates, params, None)
+    there = _paths(updates)
+    if _paths(others) & there:
+        check_parameters(others, member=member)
     differing = tree.differences(params, updates)
-    if not differing:  # the same leaves in other containers
-        return updates, params
-    missing = [line for line in differing if line.endswith("got no leaf")]
-    hint = f"\nWhere a gradient is None, the parameter must be left out too. {REMEDY}"
-    shown = "\n".join(differing[:8] + ["  ..."] * (len(differing) > 8))
+    if not all(line.endswith(NO_LEAF) for line in differing):
+        _refuse(differing, member=member)
+
+    def part(wanted):
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: leaf if (tree.path_name(path) in there) is wanted else None, params
+        )
+
+    held, missing = part(True), part(False)
+    alike = jax.tree.structure(held).unflatten(jax.tree.leaves(updates))
+    return Given(alike, held, missing if differing else None)
+
+
+def refuse_missing(updates: PyTree, missing: PyTree, *, member: str) -> None:
+    """Raises a `ValueError` about parameters that have no update, or updates that are None."""
+    if missing is not None:
+        differing = tree.differences(missing, updates)
+        _refuse([line for line in differing if line.endswith(NO_LEAF)], member=member)
+    found = jax.tree_util.tree_leaves_with_path(updates, is_leaf=lambda x: x is None)
+    if nothing := [f"  {tree.path_name(path)}: {NO_LEAF}" for path, x in found if x is None]:
+        _refuse(nothing, member=member)
+
+
+def _refuse(lines: list[str], *, member: str) -> NoReturn:
+    shown = "\n".join(lines[:8] + ["  ..."] * (len(lines) > 8))
+    hint = f"\nWhere a gradient is None, leave the parameter out too, at init and update. {REMEDY}"
     raise ValueError(
         f"{member}: update: the updates must be a tree like the parameters\n{shown}"
-        + hint * bool(missing)
+        + hint * any(line.endswith(NO_LEAF) for line in lines)
     )
 
 
-def explain_missing(updates: PyTree, error: Exception, *, member: str) -> None:
-    """Raises a `ValueError` that names the updates that are None, if there are any."""
-    leaves = jax.tree_util.tree_leaves_with_path(updates, is_leaf=lambda x: x is None)
-    nothing = [f"  {tree.path_name(path)}: None" for path, leaf in leaves if leaf is None]
-    if nothing:
-        shown = "\n".join(nothing[:8] + ["  ..."] * (len(nothing) > 8))
-        raise ValueError(
-            f"{member}: update: the updates do not fit the parameters that init was given; there "
-            f"is no update for\n{shown}\nLeave them out at init too. {REMEDY}"
-        ) from error
+def _are_alike(updates: PyTree, params: PyTree) -> bool:
+    """Whether both are the same tree of JAX's arrays of floating-point numbers, as a rule they are.
 
-
-def _line(path: tuple, leaf: Any) -> str:
-    return f"  {tree.path_name(path) or 'the leaf'}: {describe(leaf)}"
+    Every update outside `jit` asks, so that it is one pass over both.
+    """
+    leaves, structure = jax.tree.flatten(params)
+    others, other = jax.tree.flatten(updates)
+    return structure == other and all(
+        isinstance(x, jax.Array)
+        and isinstance(y, jax.Array)
+        and x.shape == y.shape
+        and is_parameter(x)
+        and is_parameter(y)
+        for x, y in zip(leaves, others, strict=True)
+    )
 
 
 def _paths(whole: PyTree) -> set[str]:

@@ -6,6 +6,7 @@ import collections
 import functools
 import inspect
 import numbers
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple, ParamSpec
 
@@ -18,6 +19,7 @@ from gradkit import tree, values
 from gradkit.states import Driven, LinkState
 from gradkit.transforms import compiled, leaves
 from gradkit.transforms.views import with_data
+from gradkit.validation import check_parameters
 
 PyTree = Any
 P = ParamSpec("P")
@@ -96,25 +98,27 @@ class Link(optax.GradientTransformationExtraArgs):
         traits = traits or Traits()
 
         def init(params, step=0):
-            params, rejected = leaves.split(params)
+            params, others = leaves.split(params)
             if traits.passes_on:
                 _refuse_raw_gradients(name, traits, params)
             step = jnp.array(step, jnp.int32)
             state = start(params, step)
-            if rejected and _depends_on_leaves(start, params, step):
-                leaves.refuse(rejected, "the parameters", member=name)
+            if jax.tree.leaves(others) and _keeps(start, params, others, step):
+                check_parameters(others, member=name)
             return _unshared(whole(*((state,) if members is None else state), step), params)
 
         def update(updates, state, params=None, **extra):
             check_state(state, (*names, "step"))
-            updates, params = leaves.check_updates(updates, params, member=name)
+            updates, params, missing = leaves.checked(updates, params, member=name)
+            if missing is not None and not _keeps(start, params, missing, state[-1]):
+                leaves.refuse_missing(updates, missing, member=name)
             inner = state[0] if members is None else parts(*state[:-1])
-            now = Now(state[-1], jax.tree.map(jnp.result_type, updates))
+            now = Now(state[-1], jax.tree.map(operator.attrgetter("dtype"), updates))
             try:
                 following, inner = advance(updates, inner, params, now, with_data(extra))
-            except ValueError as error:
-                if params is None:
-                    leaves.explain_missing(updates, error, member=name)
+            except (ValueError, TypeError, AttributeError):
+                if params is None or missing is not None:  # perhaps the state has what they lack
+                    leaves.refuse_missing(updates, missing, member=name)
                 raise
             inner = (inner,) if members is None else inner
             count = one_more(state[-1])
@@ -225,7 +229,7 @@ class Hyperparams:
 
     def bias(self, name: str, age: jax.Array) -> jax.Array:
         """Returns 1 − βᵗ, the total weight of an average that has seen `age` updates and this."""
-        return 1 - power(getattr(self, name), age + 1)
+        return 1 - integer_power(getattr(self, name), age + 1)
 
     def averaged(self, name: str, mean: PyTree, x: PyTree) -> PyTree:
         """Returns the tree β mean + (1 − β) x, in float32 at least."""
@@ -233,7 +237,7 @@ class Hyperparams:
         return jax.tree.map(lambda m, x: beta * tree.wide(m) + rest * tree.wide(x), mean, x)
 
 
-def power(beta: Any, t: jax.Array) -> jax.Array:
+def integer_power(beta: Any, t: jax.Array) -> jax.Array:
     """Returns βᵗ for a whole number t, by the same program for all of them.
 
     Of a number that is not traced JAX makes a product of its own for each exponent.
@@ -249,7 +253,7 @@ def no_updates() -> jax.Array:
 
 def one_more(count: Any) -> jax.Array:
     """Returns the count after another update; at the largest number it stays."""
-    return _one_more(jnp.asarray(count))
+    return _one_more(count)
 
 
 _one_more = jax.jit(optax.safe_increment, inline=True)
@@ -409,11 +413,14 @@ def _unshared(state: PyTree, params: PyTree) -> PyTree:
     return jax.tree.map(leaf, state)
 
 
-def _depends_on_leaves(start: Callable, params: PyTree, step: jax.Array) -> bool:
-    """Whether a state keeps anything for each leaf."""
-    nothing = jax.tree.map(lambda leaf: None, params)
-    with_leaves, without = (jax.eval_shape(start, p, step) for p in (params, nothing))
-    return jax.tree.structure(with_leaves) != jax.tree.structure(without)
+def _keeps(start: Callable, params: PyTree, others: PyTree, step: jax.Array) -> bool:
+    """Whether a state keeps anything for other leaves beside the parameters, were they such."""
+    scalars = jax.tree.map(lambda leaf: jnp.zeros(getattr(leaf, "shape", ())), others)
+    both = jax.tree.map(
+        lambda p, o: o if p is None else p, params, scalars, is_leaf=lambda x: x is None
+    )
+    with_others, without = (jax.eval_shape(start, p, step) for p in (both, params))
+    return jax.tree.structure(with_others) != jax.tree.structure(without)
 
 
 def _refuse_raw_gradients(name: str, traits: Traits, params: PyTree) -> None:
@@ -421,15 +428,15 @@ def _refuse_raw_gradients(name: str, traits: Traits, params: PyTree) -> None:
     steps = traits.steps(params)
     if not (True in steps and False in steps):
         return
-    paths = [tree.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    paths = [tree.leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     raw = [path for path, flag in zip(paths, steps, strict=True) if flag is False]
     which = ", ".join(raw[:4]) + ", ..." * (len(raw) > 4)
     raise ValueError(
-        f"{name}: {which} would get raw gradients for updates, which lead up the loss: the mask of "
-        f"{traits.passes_on} leaves them out, and inside is a whole optimizer, with a learning "
-        "rate. Say what is meant:\n"
-        '  gk.masked(tx, mask, unselected="zero")  # they stay where they are\n'
-        '  gk.masked(tx, mask, unselected="keep")  # their gradients are for others to use'
+        f"{name}: {which} would get raw gradients for updates, which lead up the loss: "
+        f"gk.{traits.passes_on} leaves them out of a whole optimizer, one that ends in a learning "
+        "rate. Say unselected='zero' to leave them where they are, or 'keep' to pass them on:\n"
+        '  gk.masked(tx, mask, unselected="zero")\n'
+        '  gk.masked(tx, mask, unselected="keep")'
     )
 
 

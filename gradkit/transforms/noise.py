@@ -43,14 +43,16 @@ def add_noise(
 
 
 @transformation
-def centralize() -> Link:
+def centralize(*, unit_axis: int = 0) -> Link:
     """Subtracts from each unit's update its mean: leaves with two axes or more.
 
-    A unit is one output of a layer: all axes but the last.
-
     Source: Yong et al. (2020), "Gradient centralization", equation 1.
-    Differs: optax takes the mean over all axes but the first, which for kernels as flax lays them
-    out, `(in, out)`, mixes the outputs.
+    Differs: from optax in `unit_axis`. optax's units lie along the first axis, which for kernels as
+    flax lays them out, `(in, out)`, mixes the outputs.
+
+    Args:
+        unit_axis: the axis along which the units of a leaf lie; the mean is over all others. 0 is
+            that of optax and of equinox's weights, −1 that of flax's kernels.
     """
 
     def update(updates, state, params, h, **_):
@@ -58,7 +60,8 @@ def centralize() -> Link:
             if g.ndim < 2:
                 return g
             g = wide(g)
-            return g - jnp.mean(g, axis=tuple(range(g.ndim - 1)), keepdims=True)
+            others = tuple(axis for axis in range(g.ndim) if axis != unit_axis % g.ndim)
+            return g - jnp.mean(g, axis=others, keepdims=True)
 
         return jax.tree.map(leaf, updates), state
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -51,7 +53,7 @@ def proximal_step(
         return on_params(step, updates, params, mask, "proximal_step"), state
 
     init = mask_checked(mask, "proximal_step")
-    about = {"leafwise": mask is not None, "steps": True}
+    about: Any = {"leafwise": mask is not None, "steps": True}
     return link(init, update, **about, learning_rate=learning_rate, l1=l1, l2=l2)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fnmatch
+import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.tree_util import GetAttrKey
 
 from gradkit import tree
 from gradkit.core import needs_params
@@ -30,7 +29,8 @@ def by_path(
     """Returns a function that labels the leaves of a tree by their paths.
 
     A path is the keys that lead to a leaf, joined by dots: `encoder.layers.0.kernel`. In a pattern
-    `*` is any text, dots included, and `?` any character.
+    `*` is any text, dots included, and `?` any character; `\\*` and `\\?` are those characters.
+    Everything else is itself, brackets too.
 
     Args:
         rule: a mapping of patterns to labels, each leaf to be matched by patterns of one label
@@ -55,7 +55,7 @@ def by_path(
 
     def labels_of(params):
         leaves, structure = jax.tree_util.tree_flatten_with_path(params)
-        paths = [_path(path) for path, _ in leaves]
+        paths = [tree.leaf_name(path) for path, _ in leaves]
         if isinstance(rule, Mapping):
             labels = _matched(rule, paths)
         else:
@@ -187,9 +187,13 @@ def partition(
     def steps(params):
         found: list[bool | None] = [None] * len(jax.tree.leaves(params))
         for label, kept in kept_by(params).items():
-            inside = iter(parts[label].traits.steps(_select(params, kept)))
-            found = [next(inside) if keep else s for keep, s in zip(kept, found, strict=True)]
-        return [s or None for s in found] if True in found else found  # labels are meant
+            part = parts[label]
+            inside = iter(part.traits.steps(_select(params, kept)))
+            meant = not part.traits.passes_on  # a gradient there is what the label says
+            for index in (i for i, keep in enumerate(kept) if keep):
+                flag = next(inside)
+                found[index] = None if meant and flag is False else flag
+        return found
 
     inner = (part.traits.passes_on for part in parts.values())
     traits = {"steps": steps, "passes_on": next(filter(None, inner), None)}
@@ -207,8 +211,8 @@ def selected(mask: Labels, params: PyTree, *, member: str) -> tuple[bool, ...]:
     ):
         patterns = [mask] if isinstance(mask, str) else mask
         mask = by_path(dict.fromkeys(patterns, True), default=False)
-    flags = _broadcast(mask, params, member=member)
-    wrong = {repr(flag) for flag in flags if not isinstance(flag, bool | np.bool_)}
+    flags = _broadcast(mask, params, _is_boolean, member=member)
+    wrong = {repr(flag) for flag in flags if not _is_boolean(flag)}
     if wrong:
         raise ValueError(
             f"{member}: the mask must hold True and False, got {', '.join(sorted(wrong))}"
@@ -239,13 +243,18 @@ def on_params(
 
 
 def _labels(labels: Labels, params: PyTree, known: list) -> list:
-    given = _broadcast(labels, params, member="partition")
-    paths = [_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    def is_label(leaf):
+        return isinstance(leaf, Hashable) and leaf in known
+
+    given = _broadcast(labels, params, is_label, member="partition")
+    paths = [tree.leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     unknown = [
-        f"{path}: {label!r}" for path, label in zip(paths, given, strict=True) if label not in known
+        f"{path}: {label!r}"
+        for path, label in zip(paths, given, strict=True)
+        if not is_label(label)
     ]
     if unknown:
-        first = next(label for label in given if label not in known)
+        first = next(label for label in given if not is_label(label))
         hint = did_you_mean(str(first), map(str, known))
         raise ValueError(
             f"partition: every leaf needs a label from {known}; {hint}got\n  "
@@ -254,8 +263,17 @@ def _labels(labels: Labels, params: PyTree, known: list) -> list:
     return given
 
 
-def _broadcast(labels: Labels, params: PyTree, *, member: str) -> list:
-    full = labels(params) if callable(labels) else labels
+def _broadcast(
+    labels: Labels, params: PyTree, is_label: Callable[[Any], bool], *, member: str
+) -> list:
+    """The label of each leaf of the parameters, from a tree of labels or a function that makes one.
+
+    A tree that can be called, such as an `equinox.Module`, is a tree if its leaves are labels.
+    """
+    leaves, structure = jax.tree.flatten(labels)
+    leaf = jax.tree_util.treedef_is_leaf(structure)
+    is_tree = bool(leaves) and not leaf and all(map(is_label, leaves))
+    full = labels(params) if callable(labels) and not is_tree else labels
     try:
         return jax.tree.leaves(jax.tree.broadcast(full, params))
     except ValueError as error:
@@ -267,14 +285,15 @@ def _broadcast(labels: Labels, params: PyTree, *, member: str) -> list:
 
 def _matched(rule: Mapping[str, Hashable], paths: list[str]) -> list:
     found = [
-        {pattern: label for pattern, label in rule.items() if fnmatch.fnmatchcase(path, pattern)}
+        {pattern: label for pattern, label in rule.items() if _matches(path, pattern)}
         for path in paths
     ]
     idle = [pattern for pattern in rule if not any(pattern in match for match in found)]
     if idle:
         raise ValueError(
             f"by_path: no leaf matches {', '.join(map(repr, idle))}; the paths are "
-            f"{', '.join(paths)}"
+            f"{', '.join(paths)}. '*' is any text and '?' any character; escape them as "
+            "r'\\*' and r'\\?'; brackets are themselves"
         )
     twice = [
         f"{path}: {', '.join(f'{pattern!r} says {label!r}' for pattern, label in match.items())}"
@@ -286,9 +305,18 @@ def _matched(rule: Mapping[str, Hashable], paths: list[str]) -> list:
     return [next(iter(match.values()), None) for match in found]
 
 
-def _path(path: tuple) -> str:
-    wrapped = path[-1:] == (GetAttrKey("value"),)  # flax.nnx wraps each leaf in a variable
-    return tree.path_name(path[:-1] if wrapped else path)
+def _matches(path: str, pattern: str) -> bool:
+    """Whether a path is what the pattern says: its stars, question marks and escapes."""
+    wild = {"*": ".*", "?": "."}
+    parts = re.findall(r"\\[*?\\]|.", pattern, re.DOTALL)
+    text = "".join(wild.get(part) or re.escape(part[-1]) for part in parts)
+    return re.fullmatch(text, path, re.DOTALL) is not None
+
+
+def _is_boolean(leaf: Any) -> bool:
+    """Whether this is True or False, be it in an array that is not traced."""
+    array = isinstance(leaf, np.ndarray | jax.Array) and not tree.traced(leaf)
+    return isinstance(leaf, bool | np.bool_) or (array and leaf.shape == () and leaf.dtype == bool)
 
 
 def _within(
@@ -318,11 +346,12 @@ def _within(
 
 
 def _select(whole: PyTree, kept: tuple[bool, ...]) -> PyTree:
-    """The tree with None in place of the leaves that are not kept."""
+    """The tree with None in place of the leaves that are not kept; () if that is all of it."""
     leaves, structure = jax.tree.flatten(whole)
-    return structure.unflatten(
+    part = structure.unflatten(
         [leaf if keep else None for leaf, keep in zip(leaves, kept, strict=True)]
     )
+    return () if part is None else part  # None would be no parameters
 
 
 def _merged(part: PyTree, whole: PyTree, kept: tuple[bool, ...]) -> PyTree:

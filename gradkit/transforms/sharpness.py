@@ -16,7 +16,7 @@ from gradkit.transforms.adaptive import MomentsState, RmsState
 from gradkit.transforms.conditional import deferred, every_so_often
 from gradkit.transforms.foreign import as_link
 from gradkit.transforms.leading import Leading, largest, unknown
-from gradkit.transforms.link import Link, link, no_updates, one_more, power, transformation
+from gradkit.transforms.link import Link, integer_power, link, no_updates, one_more, transformation
 from gradkit.tree import wide
 
 PyTree = Any
@@ -286,4 +286,4 @@ def _second_moments(node: Any, injected: dict[str, Any]) -> Iterator[_SecondMome
 
 
 def _of_adam(nu: PyTree, t: Any, b1: Any, b2: Any, eps: Any, eps_root: Any) -> _SecondMoment:
-    return _SecondMoment(nu, 1 - power(b1, t), 1 - power(b2, t), eps_root, eps)
+    return _SecondMoment(nu, 1 - integer_power(b1, t), 1 - integer_power(b2, t), eps_root, eps)

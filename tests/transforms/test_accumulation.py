@@ -209,3 +209,47 @@ def test_bad_counts_are_refused():
     params, _, whole = setting(jnp.float32, [12])
     with pytest.raises(ValueError, match=r"micro_batches=5 must divide the first axis.*got 12"):
         gk.observe(loss, params, whole, micro_batches=5)
+
+
+@pytest.mark.parametrize("jitted", [False, True])
+def test_a_schedule_says_how_many_micro_batches_make_an_update_as_in_optax(jitted):
+    def every(emitted):
+        return jnp.where(emitted < 2, 2, 3)
+
+    ours = gk.accumulate(gk.adam(0.1), every)
+    theirs = optax.MultiSteps(optax.adam(0.1), every)
+    params = {"w": jnp.ones(3)}
+    state, expected_state = ours.init(params), theirs.init(params)
+    update = jax.jit(ours.update) if jitted else ours.update
+    for i in range(11):
+        grads = {"w": jax.random.normal(jax.random.key(i), (3,))}
+        u, state = update(grads, state, params)
+        expected, expected_state = theirs.update(grads, expected_state, params)
+        np.testing.assert_allclose(u["w"], expected["w"], rtol=2e-6, atol=1e-7)
+        assert bool((u["w"] != 0).all()) == (i in (1, 3, 6, 9))
+    assert state.emitted == 4
+
+
+@pytest.mark.parametrize("jitted", [False, True])
+def test_a_window_can_be_ended_early(jitted):
+    """Epochs of five micro-batches in windows of two: the fifth makes an update alone."""
+    tx = gk.accumulate(gk.sgd(1.0), 2)
+    state, steps = tx.init(jnp.zeros(())), []
+    update = tx.update
+    if jitted:
+        update = jax.jit(lambda g, state, flush: tx.update(g, state, flush=flush))
+    for epoch in range(2):
+        for i in range(5):
+            g = jnp.float32(10 * epoch + i)
+            u, state = update(g, state, flush=i == 4)
+            steps.append(float(u))
+    assert steps == [0, -0.5, 0, -2.5, -4, 0, -10.5, 0, -12.5, -14]
+    assert state.emitted == 6
+    assert state.micro_step == 0
+
+
+def test_the_weights_of_a_window_that_ends_early_are_exact():
+    tx = gk.accumulate(gk.sgd(1.0), 3)
+    _, state = tx.update(jnp.float32(1.0), tx.init(jnp.zeros(())), examples=30)
+    u, _ = tx.update(jnp.float32(5.0), state, examples=10, flush=True)
+    assert u == -2.0

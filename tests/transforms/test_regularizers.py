@@ -115,12 +115,21 @@ def test_two_leaves_of_a_shape_get_different_noise():
     assert (noise["a"] != noise["b"]).all()
 
 
-def test_centering_makes_each_units_mean_zero(dtype, eps):
+@pytest.mark.parametrize("unit_axis", [-1, 0, 1])
+def test_centering_makes_each_units_mean_zero(unit_axis, dtype, eps):
     g = {"kernel": jnp.arange(12, dtype=dtype).reshape(4, 3), "bias": jnp.ones(3, dtype)}
-    centered, _ = (tx := gk.centralize()).update(g, tx.init(g))
-    np.testing.assert_allclose(centered["kernel"].mean(0), 0, atol=20 * eps)
-    np.testing.assert_allclose(centered["kernel"], g["kernel"] - g["kernel"].mean(0), atol=20 * eps)
+    tx = gk.centralize(unit_axis=unit_axis)
+    centered, _ = tx.update(g, tx.init(g))
+    means = g["kernel"].mean(1 if unit_axis == 0 else 0, keepdims=True)
+    np.testing.assert_allclose(centered["kernel"], g["kernel"] - means, atol=20 * eps)
     assert (centered["bias"] == 1).all()
+
+
+def test_units_are_centered_along_optaxs_axis_by_default():
+    g = jax.random.normal(jax.random.key(0), (3, 4, 5))
+    ours, theirs = gk.centralize(), optax.centralize()
+    expected, _ = theirs.update(g, theirs.init(g))
+    np.testing.assert_allclose(ours.update(g, ours.init(g))[0], expected, rtol=1e-6, atol=1e-6)
 
 
 def test_decay_in_its_three_places():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,7 +57,7 @@ def test_a_prefix_selects_a_subtree():
     assert not updates["head"][0].any()
 
 
-def test_leaves_that_are_not_selected_get_no_update_or_keep_theirs():
+def test_the_updates_of_other_leaves_are_zero_or_pass():
     zero, kept = (
         gk.masked(gk.sgd(1.0), "encoder.*", unselected=choice) for choice in ("zero", "keep")
     )
@@ -63,6 +66,157 @@ def test_leaves_that_are_not_selected_get_no_update_or_keep_theirs():
     assert (passed == GRADS["head"][0]).all()
     with pytest.raises(ValueError, match="'zero' or 'keep', got 'raw'"):
         gk.masked(gk.sgd(1.0), True, unselected="raw")
+
+
+NOT_KERNELS = jax.tree.map(lambda flag: not flag, KERNELS)
+
+
+def frozen_elsewhere(ox):
+    return ox.chain(
+        ox.masked(ox.adam(0.1), KERNELS), optax.masked(optax.set_to_zero(), NOT_KERNELS)
+    )
+
+
+IDIOMS = {
+    "decay": lambda ox: ox.chain(
+        ox.clip_by_global_norm(1.0), ox.masked(ox.add_decayed_weights(0.1), KERNELS), ox.adam(0.1)
+    ),
+    "two optimizers": lambda ox: ox.chain(
+        ox.masked(ox.sgd(0.1), KERNELS), ox.masked(ox.adam(0.1), NOT_KERNELS)
+    ),
+    "two scalings": lambda ox: ox.chain(
+        ox.masked(ox.scale_by_rms(), KERNELS),
+        ox.masked(ox.scale_by_adam(), lambda _: NOT_KERNELS),
+        optax.scale(-0.1),
+    ),
+    "frozen before": lambda ox: ox.chain(
+        optax.masked(optax.set_to_zero(), NOT_KERNELS), ox.adam(0.1)
+    ),
+    "frozen behind": frozen_elsewhere,
+    "nested": lambda ox: ox.chain(
+        ox.chain(ox.masked(ox.sgd(0.1), KERNELS)), ox.chain(ox.masked(ox.adam(0.1), NOT_KERNELS))
+    ),
+    "scaling alone": lambda ox: ox.masked(ox.scale_by_adam(), KERNELS),
+}
+
+
+@pytest.mark.parametrize("name", IDIOMS)
+def test_masks_in_chains_do_what_they_do_in_optax(name):
+    ours, theirs = IDIOMS[name](gk), IDIOMS[name](optax)
+    state, expected_state = ours.init(PARAMS), theirs.init(PARAMS)
+    for _ in range(3):
+        updates, state = ours.update(GRADS, state, PARAMS)
+        expected, expected_state = theirs.update(GRADS, expected_state, PARAMS)
+        for x, y in zip(jax.tree.leaves(updates), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(x, y, rtol=2e-6, atol=1e-7)
+
+
+TRAPS = {
+    "alone": lambda: gk.masked(gk.adam(0.1), KERNELS),
+    "optax's": lambda: gk.masked(optax.adam(0.1), KERNELS),
+    "optax's search": lambda: gk.masked(optax.lbfgs(), KERNELS),
+    "behind clipping": lambda: gk.chain(gk.clip(1.0), gk.masked(gk.sgd(0.1), KERNELS)),
+    "before clipping": lambda: gk.chain(gk.masked(gk.lbfgs(), KERNELS), gk.clip(1.0)),
+    "accumulated": lambda: gk.accumulate(gk.masked(gk.rmsprop(0.1, momentum=0.9), KERNELS), 2),
+    "half covered": lambda: gk.chain(
+        gk.masked(gk.sgd(0.1), KERNELS), gk.masked(gk.adam(0.1), "encoder.bias")
+    ),
+    "by a function": lambda: gk.masked(gk.velocity(0.1), lambda _: KERNELS),
+    "in a partition": lambda: gk.partition(
+        {"a": gk.masked(gk.sgd(0.1), lambda p: jax.tree.map(lambda x: x.ndim > 1, p))},
+        lambda p: jax.tree.map(lambda _: "a", p),
+    ),
+}
+
+
+@pytest.mark.parametrize("jitted", [False, True])
+@pytest.mark.parametrize("name", TRAPS)
+def test_raw_gradients_for_updates_are_refused_with_both_remedies(name, jitted):
+    tx = TRAPS[name]()
+    with pytest.raises(ValueError, match=r"head\.1.* raw gradients for updates") as raised:
+        (jax.jit(tx.init) if jitted else tx.init)(PARAMS)
+    for choice in ("zero", "keep"):
+        assert f'gk.masked(tx, mask, unselected="{choice}")' in str(raised.value)
+        remedied = gk.masked(gk.adam(0.1), KERNELS, unselected=choice)
+        updates, _ = remedied.update(GRADS, remedied.init(PARAMS), PARAMS)
+        outside = GRADS["head"][1] if choice == "keep" else 0
+        assert updates["head"][1] == outside
+
+
+@pytest.mark.parametrize("ox", [gk, optax], ids=["gradkit", "optax"])
+def test_a_bare_array_may_be_left_out(ox):
+    x = jnp.ones(3)
+    for tx, expected in (
+        (ox.partition({"x": ox.sgd(0.5), "y": ox.adamw(0.1)}, "x"), -0.5),
+        (ox.chain(ox.masked(ox.add_decayed_weights(0.1), False), ox.sgd(0.5)), -0.5),
+    ):
+        assert (tx.update(x, tx.init(x), x)[0] == expected).all()
+
+
+@pytest.mark.parametrize(
+    ("inner", "refused"),
+    [
+        (optax.sgd(optax.linear_schedule(0.0, 0.1, 5)), True),
+        (optax.inject_hyperparams(optax.adam)(0.1), True),
+        (optax.chain(optax.scale_by_adam(), optax.scale(-0.1)), True),
+        (optax.apply_every(2), False),
+        (optax.set_to_zero(), False),
+        (optax.scale_by_adam(), False),
+        (optax.trace(0.9), False),
+    ],
+)
+def test_of_optaxs_members_those_that_descend_are_whole_optimizers(inner, refused):
+    tx = gk.masked(inner, KERNELS)
+    if refused:
+        with pytest.raises(ValueError, match="raw gradients"):
+            tx.init(PARAMS)
+    else:
+        tx.init(PARAMS)
+
+
+def test_a_mask_that_leaves_nothing_out_is_no_trap():
+    tx = gk.masked(gk.sgd(1.0), lambda p: jax.tree.map(lambda _: True, p))
+    updates, _ = tx.update(GRADS, tx.init(PARAMS), PARAMS)
+    assert (updates["head"][0] == -GRADS["head"][0]).all()
+
+
+class Callable(eqx.Module):
+    """A model: a tree that can be called."""
+
+    w: Any
+    b: Any
+
+    def __call__(self, x):
+        raise AssertionError("a tree of labels was called as a function")
+
+
+def test_a_tree_that_can_be_called_is_a_tree():
+    params, grads = Callable(jnp.ones(2), jnp.ones(3)), Callable(jnp.ones(2), jnp.ones(3))
+    mask, labels = Callable(True, False), Callable("fast", "slow")
+    arrays = Callable(jnp.array(True), np.bool_(False))
+    for tx, expected in (
+        (gk.masked(gk.sgd(1.0), mask, unselected="zero"), (-1, 0)),
+        (gk.masked(gk.sgd(1.0), arrays, unselected="zero"), (-1, 0)),
+        (gk.partition({"fast": gk.sgd(2.0), "slow": gk.sgd(1.0)}, labels), (-2, -1)),
+        (gk.chain(gk.add_decayed_weights(1.0, mask), gk.sgd(1.0)), (-2, -1)),
+        (gk.proximal_step(1.0, l1=0.5, mask=mask), (-1.0, -1)),
+        (gk.chain(gk.sgd(1.0), gk.project_max_norm(1.0, mask)), (-1, -1)),
+    ):
+        updates, _ = tx.update(grads, tx.init(params), params)
+        assert (updates.w[0], updates.b[0]) == expected
+
+
+def test_brackets_in_patterns_are_themselves_and_stars_can_be_escaped():
+    params = {"layer[0]": {"a*b": 1.0, "aab": 1.0}, "layer0": {"a?b": 1.0}}
+    rule = {r"layer[0].a\*b": "star", "layer[0].aa?": "any", r"*.a\?b": "mark"}
+    assert gk.by_path(rule)(params) == {
+        "layer[0]": {"a*b": "star", "aab": "any"},
+        "layer0": {"a?b": "mark"},
+    }
+    with pytest.raises(ValueError, match=r"no leaf matches 'layer\[0-9\]\.\*'") as raised:
+        gk.by_path({"layer[0-9].*": "x"})(params)
+    assert r"r'\*'" in str(raised.value)
+    assert "brackets are themselves" in str(raised.value)
 
 
 def test_states_hold_the_selected_leaves_alone():
