@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 import gradkit as gk
-from gradkit import states, tree
+from gradkit import states
 from gradkit.curvature.hessian import hessian
 from gradkit.operators import holds_convolution
 from gradkit.runner import optimizers
@@ -23,6 +23,7 @@ from gradkit.runner.data.augmentation import augmented
 from gradkit.runner.data.batches import Batches
 from gradkit.runner.devices import ONE, Devices
 from gradkit.runner.setting import Setting, State
+from gradkit.transforms.norms import scaled_norm
 
 PyTree = Any
 
@@ -233,7 +234,7 @@ def _update(setting: Setting) -> Callable[..., tuple[State, dict[str, jax.Array]
         figures = {
             "loss": point.value,
             **task.figures(outputs, batch),
-            "gradient_norm": tree.norm(point.grad),
+            "gradient_norm": scaled_norm(point.grad).value,
             **{k: v for k, v in gk.hyperparams(optimizer).items() if k == "learning_rate"},
             **gk.metrics(optimizer),
             **_beyond_one_gradient(optimizer, share),

@@ -60,7 +60,8 @@ def scale_by_rms(
     """Scales updates g to g/√(r + ε), with r ← ρ r + (1 − ρ) g².
 
     Source: Hinton (2012), lecture 6e of "Neural networks for machine learning".
-    Differs: from optax in `nu_dtype`, and in that r is kept in float32 at least without it.
+    Differs: from optax in `nu_dtype`, in that r is kept in float32 at least without it, and in that
+    numbers beyond ±2⁶⁰ (in float32) count as that: no finite g makes r infinite.
 
     Cost: one tree of memory.
 
@@ -101,7 +102,8 @@ def scale_by_stddev(
 
     Source: Graves (2013), "Generating sequences with recurrent neural networks", equation 38.
     Differs: from optax in that the variance r − m² is kept from falling below zero by rounding, in
-    `mu_dtype` and `nu_dtype`, and in that m and r are kept in float32 at least without them.
+    `mu_dtype` and `nu_dtype`, in that m and r are kept in float32 at least without them, and in the
+    bound on g of `gk.scale_by_rms`.
 
     Cost: two trees of memory.
 
@@ -151,8 +153,9 @@ def scale_by_adam(
     With a large ε the steps tend to m̂ / ε: momentum.
 
     Source: Kingma & Ba (2015), algorithm 1; Dozat (2016) for `nesterov`.
-    Differs: from optax in `nu_dtype` and `bias_correction`, and in that m and v are kept in float32
-    at least unless a dtype is given: in bfloat16 v would never fall, in float16 g² underflows.
+    Differs: from optax in `nu_dtype` and `bias_correction`; in that m and v are kept in float32 at
+    least unless a dtype is given: in bfloat16 v would never fall, in float16 g² underflows; and in
+    the bound on g of `gk.scale_by_rms`, for m and v alike.
 
     Cost: two trees of memory.
 
@@ -199,8 +202,9 @@ def scale_by_rss(
     """Scales updates g to g/√(r + ε), with r ← r + g² the sum over all updates.
 
     Source: Duchi, Hazan & Singer (2011), the diagonal form of their figure 1.
-    Differs: from optax in `eps_in_sqrt`, and in that a NaN in r shows in the updates ever after,
-    where optax's are zero. The textbook form g/(ε + √r) from r = 0 is
+    Differs: from optax in `eps_in_sqrt`, in that a NaN in r shows in the updates ever after, where
+    optax's are zero, and in that numbers beyond ±2⁵² (in float32) count as that: r has room for 2²⁴
+    of their squares. The textbook form g/(ε + √r) from r = 0 is
     `scale_by_rss(0.0, eps_in_sqrt=False)`.
 
     Cost: one tree of memory.
@@ -235,6 +239,7 @@ def scale_by_adadelta(rho: ScalarOrSchedule = 0.9, eps: ScalarOrSchedule = 1e-6)
     The update has the unit of the parameters, so that no learning rate is needed.
 
     Source: Zeiler (2012), algorithm 1; his ρ is 0.95.
+    Differs: g is bounded as in `gk.scale_by_rms`.
 
     Cost: two trees of memory.
 

@@ -88,7 +88,8 @@ def scale_by_adahessian(
     Source: Yao et al. (2021), "AdaHessian: an adaptive second order optimizer for machine
     learning", algorithm 1 and equation 10.
     Differs: with `every` > 1 a diagonal enters v̂ once, not at each step until the next. The
-    authors' code averages |D|, their paper D, as here.
+    authors' code averages |D|, their paper D, as here. Numbers of g and D are bounded as in
+    `gk.scale_by_rms`.
 
     Cost: one linearization and one product every so many steps, or what the extra argument
     `diagonal` costs; two trees of memory. With `every` > 1 it runs within a compiled loop, in which
