@@ -270,6 +270,8 @@ def _broadcast(
 
     A tree that can be called, such as an `equinox.Module`, is a tree if its leaves are labels.
     """
+    if not jax.tree.leaves(params):  # or what stands for any, in `optax.tree.map_params`
+        return []
     leaves, structure = jax.tree.flatten(labels)
     leaf = jax.tree_util.treedef_is_leaf(structure)
     is_tree = bool(leaves) and not leaf and all(map(is_label, leaves))

@@ -438,3 +438,13 @@ def test_states_of_foreign_members_keep_their_dtypes(name, around, dtype):
 def test_every_argument_without_a_default_has_a_value_to_test_with():
     for name in MEMBERS:
         assert isinstance(make(name, inner), Link), inspect.signature(getattr(gk, name))
+
+
+@pytest.mark.parametrize("name", sorted(set(MEMBERS) - {"stack_small_leaves"}))
+def test_optax_finds_what_a_state_keeps_for_each_parameter(name):
+    state = make(name).init(PARAMS)
+    mapped = optax.tree.map_params(make(name), lambda x: x * 0 + 7, state)
+    assert jax.tree.structure(mapped) == jax.tree.structure(state)
+    shapes = [x.shape for x in jax.tree.leaves(PARAMS)]  # histories and factors have others
+    found = [x.shape for x in jax.tree.leaves(mapped) if x.shape in shapes and (x == 7).all()]
+    assert found == [x.shape for x in jax.tree.leaves(state) if x.shape in shapes]
