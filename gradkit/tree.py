@@ -40,7 +40,11 @@ def inner(a: PyTree, b: PyTree) -> jax.Array:
 
 
 def norm(a: PyTree) -> jax.Array:
-    """Returns the Euclidean norm ‖a‖ over all leaves, a scalar."""
+    """Returns the Euclidean norm ‖a‖ over all leaves, a scalar; infinite where its square is.
+
+    For vectors near unit length, as in Krylov spaces. Of gradients, whose squares may leave the
+    range, it is `transforms.norms.scaled_norm`.
+    """
     return root(inner(a, a))
 
 
@@ -54,11 +58,13 @@ def largest(a: PyTree) -> jax.Array:
 def scale(a: PyTree) -> jax.Array:
     """Returns a power of two near the largest number of `a` in magnitude; 1 where that is 0 or NaN.
 
-    Numbers are divided by it, which is exact, where their squares might leave the range.
+    Numbers are divided by it, which is exact, where their squares might leave the range. Its
+    inverse is a normal number too.
     """
     top = largest(a)
     exponent = jnp.frexp(jnp.where((top > 0) & jnp.isfinite(top), top, 1))[1]
-    return jnp.ldexp(jnp.ones_like(top), exponent)
+    lowest = jnp.finfo(top.dtype).minexp
+    return jnp.ldexp(jnp.ones_like(top), jnp.clip(exponent, lowest, -lowest))
 
 
 @jax.custom_jvp

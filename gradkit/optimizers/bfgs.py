@@ -28,6 +28,7 @@ from gradkit.optimizers.differences import (
 from gradkit.optimizers.lengths import stepping
 from gradkit.transforms.line_search import line_search
 from gradkit.transforms.link import Link, link, transformation
+from gradkit.transforms.norms import scaled_norm
 
 PyTree = Any
 
@@ -135,7 +136,7 @@ def scale_by_bfgs(
         d = held(unravelled(H @ ravelled(q).astype(H.dtype), q), free)
         descending = descends(d, q) | ~new.finite | (g_norm == 0)
         d = optax.tree.where(descending, d, tree.scaled(plain, q))
-        d_norm = (tree.norm(d) * g_norm).astype(gamma.dtype)
+        d_norm = (scaled_norm(d).value * g_norm).astype(gamma.dtype)
         state = BfgsState(
             before=optax.tree.where(new.finite, here, state.before),
             H=H,

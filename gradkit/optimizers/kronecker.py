@@ -13,7 +13,8 @@ from jax.typing import ArrayLike
 
 from gradkit import shardings, tree
 from gradkit.transforms.link import no_updates, one_more
-from gradkit.tree import wide, wide_zeros
+from gradkit.transforms.norms import bounded
+from gradkit.tree import wide_zeros
 
 PyTree = Any
 Axes = Callable[[str, tuple[int, ...]], Sequence[int]]
@@ -137,7 +138,7 @@ class Leaves(NamedTuple):
 
     Attributes:
         cuts: how each leaf is cut. structure: of the tree. age: of the state.
-        g: the updates, in float32 at least.
+        g: the updates, in float32 at least, so bounded that the factors stay finite.
         mu, nu, factors, matrices: those of the state.
     """
 
@@ -158,7 +159,7 @@ class Leaves(NamedTuple):
         plans = cuts(updates, block_size, axes)
         leaves, structure = jax.tree.flatten(updates)
         mu, nu, factors, matrices = (structure.flatten_up_to(part) for part in state[1:])
-        g = [wide(x) for x in leaves]
+        g = [bounded(x, 2**8 * max(x.size, 1)) for x in leaves]
         outer = [grams(cut, cut.blocked(x)) for cut, x in zip(plans, g, strict=True)]
         factors = optax.tree.cast_like(h.averaged("b2", factors, outer), factors)
         return cls(plans, structure, state.age, g, mu, nu, factors, matrices)

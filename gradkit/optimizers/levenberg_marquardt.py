@@ -17,6 +17,7 @@ from gradkit.krylov.subspace import grown
 from gradkit.operators import Operator
 from gradkit.states import Work
 from gradkit.transforms.link import Link, link, transformation
+from gradkit.transforms.norms import scaled_norm
 
 PyTree = Any
 
@@ -180,7 +181,7 @@ def levenberg_marquardt(
         if not optax.tree.size(params):
             return updates, state
         g = optax.tree.cast_like(updates, params)
-        g_norm = tree.norm(g).astype(state.steepest.dtype)
+        g_norm = scaled_norm(g).value.astype(state.steepest.dtype)
         steepest = jnp.fmax(state.steepest, jnp.where(jnp.isfinite(g_norm), g_norm, 0))
         if dense(params):
             model, scale, products = _whole(curvature(), g, state.scale)

@@ -16,6 +16,7 @@ from gradkit.krylov.subspace import Subspace
 from gradkit.operators import Operator
 from gradkit.searches.acceptance import Found, Rules, Trial, until_accepted
 from gradkit.states import Work
+from gradkit.transforms.norms import scaled_norm
 
 PyTree = Any
 
@@ -50,14 +51,14 @@ class Local(NamedTuple):
         )
         needs_params(params, member=member)
         g = optax.tree.cast_like(updates, params)
-        g_norm = tree.norm(g)
+        g_norm = scaled_norm(g).value
         usable = (g_norm > 0) & jnp.isfinite(g_norm) & jnp.isfinite(value)
         return cls(params, value, value_fn, curvature(), g, g_norm, usable)
 
     @property
     def size(self) -> jax.Array:
         """‖θ‖, or 1 where that is 0."""
-        size = tree.norm(self.params)
+        size = scaled_norm(self.params).value
         return jnp.where((size > 0) & jnp.isfinite(size), size, 1)
 
 

@@ -15,6 +15,7 @@ from gradkit.optimizers.lengths import stepping
 from gradkit.states import Work
 from gradkit.transforms.line_search import line_search
 from gradkit.transforms.link import Link, link, transformation
+from gradkit.transforms.norms import scaled_norm
 
 
 class NewtonCgState(NamedTuple):
@@ -77,7 +78,7 @@ def scale_by_newton_cg(
     def update(updates, state, params, h, **extra):
         curvature = required(extra, "curvature", member="scale_by_newton_cg")
         g = optax.tree.cast_like(updates, params)
-        forcing = jnp.minimum(h.tol, jnp.sqrt(tree.norm(g)))
+        forcing = jnp.minimum(h.tol, jnp.sqrt(scaled_norm(g).value))
         solve = cg(curvature() + h.damping, g, tol=forcing, max_steps=max_steps)
         first = (solve.steps <= 1) & ~(solve.curvature > 0)
         d = optax.tree.where(first, g, solve.x)

@@ -17,6 +17,7 @@ from gradkit.optimizers.lengths import stepping
 from gradkit.states import Work
 from gradkit.transforms.line_search import line_search
 from gradkit.transforms.link import Link, link, transformation
+from gradkit.transforms.norms import scaled_norm
 
 REACH = 100.0
 
@@ -94,11 +95,11 @@ def scale_by_saddle_free(
         g = optax.tree.cast_like(updates, A.domain)
         if A.dimension == 0:
             return g, state
-        g_norm = tree.norm(g).astype(dtype)
+        g_norm = scaled_norm(g).value.astype(dtype)
         first = jnp.where(state.first > 0, state.first, g_norm)
         goal = jnp.minimum(h.tol, jnp.sqrt(g_norm / jnp.where(first > 0, first, 1)))
         damping = h.damping.astype(dtype)
-        reach = REACH * jnp.maximum(tree.norm(params).astype(dtype), 1)
+        reach = REACH * jnp.maximum(scaled_norm(params).value.astype(dtype), 1)
         space = grown(A, g, rows=basis, tol=goal, solve=Partial(_minimizer, damping, reach))
         reduced = Reduced.of(space.projection(), space.g_norm, space.rows)
         d = space.combined(-saddle_free_step(reduced, damping, reach), g)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gradkit import shardings, tree
+from gradkit import shardings
 from gradkit.core import needs_count
 from gradkit.optimizers import kronecker
 from gradkit.optimizers.kronecker import HIGHEST, Axes, Leaves, applied
@@ -15,6 +15,7 @@ from gradkit.transforms.conditional import every_so_often
 from gradkit.transforms.decay import add_decayed_weights
 from gradkit.transforms.learning_rate import scale_by_learning_rate
 from gradkit.transforms.link import Link, link, transformation
+from gradkit.transforms.norms import scaled_norms
 from gradkit.transforms.selection import Labels
 from gradkit.tree import root, square
 
@@ -81,17 +82,16 @@ def scale_by_shampoo(
 
         roots = every_so_often(state.age, every, renew, leaves.matrices, leaves.factors, c2)
 
-        def scaled(cut, m, v, P):
-            adam = m / c1 / (root(v / c2) + h.eps)
-            if not cut.axes:
-                return adam
-            u = shardings.spread(cut.whole(applied(cut, P, cut.blocked(m / c1))), m)
-            norm = tree.norm(u)
-            length = tree.norm(adam) / jnp.where(norm == 0, 1, norm)
-            return u * length.astype(u.dtype) if grafting else u
+        def scaled(cut, m, P):
+            return shardings.spread(cut.whole(applied(cut, P, cut.blocked(m / c1))), m)
 
-        each = zip(leaves.cuts, mu, nu, roots, strict=True)
-        return leaves.ended([scaled(*leaf) for leaf in each], mu, nu, roots)
+        adam = [m / c1 / (root(v / c2) + h.eps) for m, v in zip(mu, nu, strict=True)]
+        own = [k for k, cut in enumerate(leaves.cuts) if cut.axes]
+        found = [scaled(leaves.cuts[k], mu[k], roots[k]) for k in own]
+        if grafting:
+            found = _grafted(found, [adam[k] for k in own])
+        u = {**dict(enumerate(adam)), **dict(zip(own, found, strict=True))}
+        return leaves.ended(list(u.values()), mu, nu, roots)
 
     return link(init, update, b1=b1, b2=b2, eps=eps, leafwise=True)
 
@@ -139,6 +139,19 @@ def shampoo(
         add_decayed_weights(weight_decay, mask),
         scale_by_learning_rate(learning_rate),
     ).named("shampoo")
+
+
+def _grafted(u: list[jax.Array], like: list[jax.Array]) -> list[jax.Array]:
+    """Each array with the norm of another; until roots are renewed it may be of any size."""
+    along = [tuple(range(x.ndim)) for x in u]
+    norms = scaled_norms([*u, *like], along * 2)
+    own, wanted = norms[: len(u)], norms[len(u) :]
+
+    def leaf(x, own, wanted):
+        length = wanted.value / jnp.where(own.rest == 0, 1, own.rest)
+        return x * (1 / own.scale) * length.astype(x.dtype)
+
+    return [leaf(*each) for each in zip(u, own, wanted, strict=True)]
 
 
 def _inverse_root(A: jax.Array, p: int) -> jax.Array:

@@ -10,10 +10,13 @@ import optax
 from jax.typing import ArrayLike, DTypeLike
 
 from gradkit.transforms.link import Link, link, no_updates, one_more, transformation
+from gradkit.transforms.norms import bounded
 from gradkit.tree import root, square, wide, wide_zeros
 
 PyTree = Any
 ScalarOrSchedule = optax.ScalarOrSchedule
+
+LARGE_SUM = 2**24  # squares of the largest numbers that a sum over all updates has room for
 
 
 class RmsState(NamedTuple):
@@ -74,9 +77,10 @@ def scale_by_rms(
         return RmsState(no_updates(), _squares(params, initial_scale, nu_dtype))
 
     def update(updates, state, params, h, **_):
+        g = jax.tree.map(bounded, updates)
         c = h.bias("decay", state.age) if bias_correction else 1
-        nu = _averaged_squares(updates, state.nu, h, "decay")
-        scaled = jax.tree.map(lambda g, r: wide(g) / _root(r / c, h.eps, eps_in_sqrt), updates, nu)
+        nu = _averaged_squares(g, state.nu, h, "decay")
+        scaled = jax.tree.map(lambda g, r: g / _root(r / c, h.eps, eps_in_sqrt), g, nu)
         return scaled, RmsState(one_more(state.age), optax.tree.cast_like(nu, state.nu))
 
     return link(init, update, decay=decay, eps=eps)
@@ -117,14 +121,15 @@ def scale_by_stddev(
 
     def update(updates, state, params, h, **_):
         c = h.bias("decay", state.age) if bias_correction else 1
-        mu = h.averaged("decay", state.mu, updates)
-        nu = _averaged_squares(updates, state.nu, h, "decay")
+        g = jax.tree.map(bounded, updates)
+        mu = h.averaged("decay", state.mu, g)
+        nu = _averaged_squares(g, state.nu, h, "decay")
 
         def scaled(g, m, r):
             variance = jnp.maximum(r / c - square(m / c), 0)
-            return wide(g) / _root(variance, h.eps, eps_in_sqrt)
+            return g / _root(variance, h.eps, eps_in_sqrt)
 
-        return jax.tree.map(scaled, updates, mu, nu), _moments(state, mu, nu)
+        return jax.tree.map(scaled, g, mu, nu), _moments(state, mu, nu)
 
     return link(init, update, decay=decay, eps=eps)
 
@@ -171,14 +176,15 @@ def scale_by_adam(
         t = state.age
         weights = [h.bias(b, age) for b, age in (("b1", t), ("b2", t), ("b1", t + 1))]
         c1, c2, ahead = (1 / c if bias_correction else 1 for c in weights)
-        mu = h.averaged("b1", state.mu, updates)
-        nu = _averaged_squares(updates, state.nu, h, "b2")
+        g = jax.tree.map(bounded, updates)
+        mu = h.averaged("b1", state.mu, g)
+        nu = _averaged_squares(g, state.nu, h, "b2")
 
         def scaled(g, m, v):
-            m_hat = ahead * b1 * m + c1 * rest * wide(g) if nesterov else c1 * m
+            m_hat = ahead * b1 * m + c1 * rest * g if nesterov else c1 * m
             return m_hat / (root(c2 * v + h.eps_root) + h.eps)
 
-        return jax.tree.map(scaled, updates, mu, nu), _moments(state, mu, nu)
+        return jax.tree.map(scaled, g, mu, nu), _moments(state, mu, nu)
 
     return link(init, update, b1=b1, b2=b2, eps=eps, eps_root=eps_root)
 
@@ -209,14 +215,15 @@ def scale_by_rss(
         return SumOfSquaresState(_squares(params, initial_accumulator_value, None))
 
     def update(updates, state, params, h, **_):
-        total = jax.tree.map(lambda g, r: wide(r) + square(g), updates, state.sum_of_squares)
+        g = jax.tree.map(lambda x: bounded(x, LARGE_SUM), updates)
+        total = jax.tree.map(lambda g, r: wide(r) + square(g), g, state.sum_of_squares)
 
         def scaled(g, r):
             none = r == 0  # then g is 0 too; a NaN is not hidden
-            return jnp.where(none, 0, wide(g) / _root(jnp.where(none, 1, r), h.eps, eps_in_sqrt))
+            return jnp.where(none, 0, g / _root(jnp.where(none, 1, r), h.eps, eps_in_sqrt))
 
         kept = optax.tree.cast_like(total, state.sum_of_squares)
-        return jax.tree.map(scaled, updates, total), SumOfSquaresState(kept)
+        return jax.tree.map(scaled, g, total), SumOfSquaresState(kept)
 
     return link(init, update, eps=eps)
 
@@ -240,10 +247,11 @@ def scale_by_adadelta(rho: ScalarOrSchedule = 0.9, eps: ScalarOrSchedule = 1e-6)
         return AdadeltaState(_squares(params, 0.0, None), _squares(params, 0.0, None))
 
     def update(updates, state, params, h, **_):
-        e_g = _averaged_squares(updates, state.e_g, h, "rho")
+        g = jax.tree.map(bounded, updates)
+        e_g = _averaged_squares(g, state.e_g, h, "rho")
         u = jax.tree.map(
-            lambda g, r, x: wide(g) * (root(wide(x) + h.eps) / root(r + h.eps)),
-            *(updates, e_g, state.e_x),
+            lambda g, r, x: g * (root(wide(x) + h.eps) / root(r + h.eps)),
+            *(g, e_g, state.e_x),
         )
         e_x = _averaged_squares(u, state.e_x, h, "rho")
         following = AdadeltaState(

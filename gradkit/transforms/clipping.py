@@ -11,6 +11,7 @@ import optax
 from gradkit import tree
 from gradkit.core import needs_params
 from gradkit.transforms.link import Link, link, transformation
+from gradkit.transforms.norms import ScaledNorm, scaled_norm, scaled_norms
 from gradkit.tree import wide
 
 PyTree = Any
@@ -41,13 +42,15 @@ class ClippedState(NamedTuple):
 def clip_by_global_norm(max_norm: optax.ScalarOrSchedule) -> Link:
     """Scales updates g by c/‖g‖ if ‖g‖ > c, the norm over all leaves; else leaves them as they are.
 
-    A norm that is not finite makes the updates NaN: it is not hidden.
+    Finite updates of any size are clipped to the norm c, also where ‖g‖² or ‖g‖ is larger than any
+    number. A NaN or an infinity in them makes all updates NaN: it is not hidden.
 
     Source: Pascanu, Mikolov & Bengio (2013), algorithm 1.
-    Differs: from optax in the norm, which is accumulated in float32 at least, and in that the
-    factor is part of the next link's arithmetic: no clipped gradient is written to memory.
+    Differs: from optax in the norm, which is accumulated in float32 at least and does not overflow,
+    and in that the factor is part of the next link's arithmetic: no clipped gradient is written to
+    memory.
 
-    Cost: one more pass over the updates.
+    Cost: one more pass over the updates; two where squares leave the range.
 
     Args:
         max_norm: c [the unit of the updates].
@@ -57,10 +60,10 @@ def clip_by_global_norm(max_norm: optax.ScalarOrSchedule) -> Link:
         return GlobalNormState(jnp.zeros((), tree.scalar_dtype(params)), jnp.zeros((), bool))
 
     def update(updates, state, params, h, **_):
-        norm = tree.norm(updates)
-        factor = _factor(norm, h.max_norm)
-        following = GlobalNormState(norm.astype(state.norm.dtype), ~(norm <= h.max_norm))
-        return jax.tree.map(lambda g: factor * wide(g), updates), following
+        norm = scaled_norm(updates)
+        clipped = jax.tree.map(lambda g: norm.clip(g, h.max_norm), updates)
+        value = norm.value.astype(state.norm.dtype)
+        return clipped, GlobalNormState(value, norm.exceeds(h.max_norm))
 
     return link(init, update, max_norm=max_norm)
 
@@ -69,9 +72,12 @@ def clip_by_global_norm(max_norm: optax.ScalarOrSchedule) -> Link:
 def clip_by_leaf_norm(max_norm: optax.ScalarOrSchedule) -> Link:
     """Scales each leaf g of the updates by c/‖g‖ if its own norm ‖g‖ > c.
 
+    As in `gk.clip_by_global_norm`, finite updates may have any size; a NaN or an infinity makes its
+    leaf NaN.
+
     Differs: it turns the update as a whole, which `gk.clip_by_global_norm` does not.
 
-    Cost: one more pass over the updates.
+    Cost: one more pass over the updates; two where squares leave the range.
 
     Args:
         max_norm: c [the unit of the updates].
@@ -81,9 +87,10 @@ def clip_by_leaf_norm(max_norm: optax.ScalarOrSchedule) -> Link:
         return ClippedState(jnp.zeros(()))
 
     def update(updates, state, params, h, **_):
-        norms = jax.tree.map(tree.norm, updates)
-        clipped = jax.tree.map(lambda g, n: _factor(n, h.max_norm) * wide(g), updates, norms)
-        return clipped, _share(jax.tree.map(lambda n: ~(n <= h.max_norm), norms))
+        leaves, structure = jax.tree.flatten(updates)
+        limits = [h.max_norm] * len(leaves)
+        norms = scaled_norms(leaves, [tuple(range(g.ndim)) for g in leaves], limits)
+        return _clipped(structure, leaves, norms, limits)
 
     return link(init, update, leafwise=True, max_norm=max_norm)
 
@@ -111,14 +118,17 @@ def adaptive_grad_clip(
     """Scales each unit's update g to the norm λ max(‖θ‖, ε) if it is longer, θ the unit's weights.
 
     A unit is one output of a layer: all axes of a leaf but the last, for kernels as flax lays them
-    out (`(in, out)`, `(height, width, in, out)`); a leaf with at most one axis is one unit.
+    out (`(in, out)`, `(height, width, in, out)`); a leaf with at most one axis is one unit. As in
+    `gk.clip_by_global_norm`, finite updates may have any size; a NaN or an infinity makes its unit
+    NaN.
 
     Source: Brock, De, Smith & Simonyan (2021), equation 3.
-    Differs: from optax in that the norms are accumulated in float32 at least, and in the units of a
-    leaf with three axes, where optax takes the norm along the first alone, and of shape (1, n),
-    which is one unit there.
+    Differs: from optax in that the norms are accumulated in float32 at least and do not overflow,
+    and in the units of a leaf with three axes, where optax takes the norm along the first alone,
+    and of shape (1, n), which is one unit there.
 
-    Cost: one more pass over the updates and one over the parameters.
+    Cost: one more pass over the updates and one over the parameters; two where squares leave the
+    range.
 
     Args:
         clipping: λ, the largest ratio of an update's norm to its weights'.
@@ -134,33 +144,30 @@ def adaptive_grad_clip(
 
     def update(updates, state, params, h, **_):
         needs_params(params, member="adaptive_grad_clip")
-        of_units = lambda x: unit_norms(x, axis)  # noqa: E731
-        norms = jax.tree.map(of_units, updates)
-        limits = jax.tree.map(lambda p: h.clipping * jnp.maximum(of_units(p), h.eps), params)
-        clipped = jax.tree.map(lambda g, n, c: _factor(n, c) * wide(g), updates, norms, limits)
-        return clipped, _share(jax.tree.map(lambda n, c: ~(n <= c), norms, limits))
+        leaves, structure = jax.tree.flatten(updates)
+        weights, count = jax.tree.leaves(params), len(leaves)
+        along = [unit_axes(g.ndim, axis) for g in leaves]
+        least = [h.clipping * h.eps] * count + [h.eps] * count
+        norms = scaled_norms([*leaves, *weights], along * 2, least)
+        limits = [h.clipping * jnp.maximum(n.value, h.eps) for n in norms[count:]]
+        return _clipped(structure, leaves, norms[:count], limits)
 
     return link(init, update, leafwise=True, clipping=clipping, eps=eps)
 
 
-def unit_norms(x: jax.Array, axis: int | tuple[int, ...] | None = None) -> jax.Array:
-    """Returns the norm of each unit's weights, with the reduced axes kept as 1."""
+def unit_axes(ndim: int, axis: int | tuple[int, ...] | None = None) -> tuple[int, ...]:
+    """Returns the axes within a unit of a leaf: those given, else all but the last of several."""
     if axis is None:
-        axis = tuple(range(x.ndim - 1)) if x.ndim > 1 else tuple(range(x.ndim))
-    x = wide(x)
-    squares = jnp.real(x * jnp.conj(x)) if jnp.iscomplexobj(x) else x * x
-    return tree.root(jnp.sum(squares, axis=axis, keepdims=True))
+        return tuple(range(ndim - 1 if ndim > 1 else ndim))
+    return (axis,) if isinstance(axis, int) else axis
 
 
-def _factor(norm: jax.Array, limit: jax.Array) -> jax.Array:
-    """What to multiply by: 1, c/‖g‖ if that is less, NaN for a norm that is not finite."""
-    above = norm > limit
-    return jnp.where(
-        jnp.isfinite(norm), jnp.where(above, limit / jnp.where(above, norm, 1), 1), jnp.nan
-    )
-
-
-def _share(clipped: PyTree) -> ClippedState:
-    flags = jax.tree.leaves(clipped)
+def _clipped(
+    structure: Any, leaves: list[jax.Array], norms: list[ScaledNorm], limits: list[jax.Array]
+) -> tuple[PyTree, ClippedState]:
+    """Each leaf, or part of one, clipped by its own norm; and the share that was."""
+    each = list(zip(leaves, norms, limits, strict=True))
+    flags = [norm.exceeds(limit) for _, norm, limit in each]
     total = sum((jnp.sum(flag, dtype=jnp.float32) for flag in flags), start=jnp.zeros(()))
-    return ClippedState(total / max(sum(flag.size for flag in flags), 1))
+    share = total / max(sum(flag.size for flag in flags), 1)
+    return structure.unflatten([norm.clip(g, c) for g, norm, c in each]), ClippedState(share)

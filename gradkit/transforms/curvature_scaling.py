@@ -16,6 +16,7 @@ from gradkit.core import needs_count, required
 from gradkit.states import Work
 from gradkit.transforms.conditional import deferred, every_so_often
 from gradkit.transforms.link import Link, integer_power, link, no_updates, one_more, transformation
+from gradkit.transforms.norms import bounded
 from gradkit.tree import wide, wide_zeros
 
 PyTree = Any
@@ -108,7 +109,7 @@ def scale_by_adahessian(
     needs_count(every, "every", member="scale_by_adahessian")
 
     def update(updates, state, params, h, **extra):
-        state = state.averaged(updates, h)
+        state = state.averaged(jax.tree.map(bounded, updates), h)
         state = state.measured_anew(h, every, extra, "scale_by_adahessian", _averaged_squares)
         c1, c2 = h.bias("b1", state.age), 1 - integer_power(h.b2, state.measured)
 
@@ -196,6 +197,6 @@ def _sampled(curvature: Callable, key: jax.Array) -> PyTree:
 def _averaged_squares(D: PyTree) -> PyTree:
     def leaf(d):
         axes = tuple(range(d.ndim - 2))
-        return jnp.broadcast_to(jnp.mean(wide(d), axis=axes, keepdims=True) ** 2, d.shape)
+        return jnp.broadcast_to(jnp.mean(bounded(d), axis=axes, keepdims=True) ** 2, d.shape)
 
     return jax.tree.map(leaf, D)

@@ -13,6 +13,7 @@ from gradkit import tree
 from gradkit.core import required
 from gradkit.transforms.foreign import as_link
 from gradkit.transforms.link import Link, Now, integer_power, link, transformation
+from gradkit.transforms.norms import scaled_norm
 from gradkit.tree import wide
 
 PyTree = Any
@@ -141,8 +142,10 @@ def guard_spikes(
     def update(updates, state, params, h, **extra):
         if watch == "value":
             x = jnp.arcsinh(required(extra, "value", member="guard_spikes"))
+            unit = jnp.ones((), state.mean.dtype)
         else:
-            x = jnp.log(jnp.maximum(tree.norm(updates), jnp.finfo(state.mean.dtype).tiny))
+            norm = scaled_norm(updates)
+            x, unit = norm.log(), norm.scale.astype(state.mean.dtype)
         x = x.astype(state.mean.dtype)
         weight = 1 - integer_power(h.decay, state.seen)
         m = state.mean / jnp.where(weight > 0, weight, 1)
@@ -153,8 +156,10 @@ def guard_spikes(
         spike = ~finite | ((state.seen >= warmup) & (x > limit))
         applies = ~spike if action == "skip" else finite
         if action == "clip":
-            factor = jnp.where(spike & finite, jnp.exp(limit - x), 1)
-            updates = jax.tree.map(lambda g: factor * wide(g), updates)
+            spiked = spike & finite
+            unit = jnp.where(spiked, unit, 1)  # the factor alone may be no normal number
+            factor = jnp.where(spiked, jnp.exp(limit - (x - jnp.log(unit))), 1)
+            updates = jax.tree.map(lambda g: factor * (wide(g) * (1 / unit)), updates)
         u, following = _if(applies, part, updates, state, params, h.now, extra)
         typical = jnp.where(finite, jnp.where(spike, limit, x), m)
         rest = h.complement("decay")

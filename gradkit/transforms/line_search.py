@@ -151,7 +151,7 @@ def line_search(
         alpha = found.trial.alpha
         u = jax.tree.map(lambda x: jnp.where(alpha > 0, x, 0), updates)  # 0 times infinity is NaN
         change, x = here._replace(u=u).moved(alpha)
-        failed = (alpha == 0) & (tree.norm(updates) != 0)
+        failed = (alpha == 0) & (tree.largest(updates) != 0)
         gradients = found.trials if search.slopes else 0
         known = ()
         if search.slopes:

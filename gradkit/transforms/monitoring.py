@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from gradkit import tree
 from gradkit.core import needs_params
 from gradkit.transforms.link import Link, link, transformation
+from gradkit.transforms.norms import scaled_norm
 
 
 class MonitorState(NamedTuple):
@@ -44,7 +45,7 @@ def monitor() -> Link:
     def update(updates, state, params, h, **_):
         needs_params(params, member="monitor")
         dtype = state.update_norm.dtype
-        norms = tree.norm(updates).astype(dtype), tree.norm(params).astype(dtype)
+        norms = (scaled_norm(a).value.astype(dtype) for a in (updates, params))
         return updates, MonitorState(*norms)
 
     return link(init, update)

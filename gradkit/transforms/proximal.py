@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
-from gradkit.transforms.clipping import unit_norms
+from gradkit.transforms.clipping import unit_axes
 from gradkit.transforms.link import Link, link, transformation
+from gradkit.transforms.norms import scaled_norms
 from gradkit.transforms.selection import Labels, mask_checked, on_params
 from gradkit.tree import wide
 
@@ -73,15 +75,31 @@ def project_max_norm(max_norm: optax.ScalarOrSchedule, mask: Labels | None = Non
     """
 
     def update(updates, state, params, h, **_):
+        pairs = []
+
+        def collect(p, u, bounded):
+            if bounded and p.ndim > 1:
+                pairs.append((p, u))
+            return u
+
+        on_params(collect, updates, params, mask, "project_max_norm")
+        along, least = [unit_axes(p.ndim) for p, _ in pairs], [h.max_norm] * len(pairs)
+        norms = iter(scaled_norms(pairs, along, least, of=_moved))
+
         def step(p, u, bounded):
             if not bounded or p.ndim < 2:
                 return u
-            x = wide(p) + wide(u)
-            norms = unit_norms(x)
-            above = norms > h.max_norm
-            return jnp.where(above, x * (h.max_norm / jnp.where(above, norms, 1)) - wide(p), u)
+            norm, x = next(norms), _moved((p, u))
+            above = norm.rest > h.max_norm / norm.scale
+            return jnp.where(above, norm.clip(x, h.max_norm) - wide(p), u)
 
         return on_params(step, updates, params, mask, "project_max_norm"), state
 
     init = mask_checked(mask, "project_max_norm")
     return link(init, update, leafwise=True, max_norm=max_norm)
+
+
+def _moved(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Where a step leads."""
+    p, u = pair
+    return wide(p) + wide(u)

@@ -13,6 +13,7 @@ from gradkit.core import needs_params, needs_positive, required
 from gradkit.operators import Operator
 from gradkit.states import Work
 from gradkit.transforms.link import Link, link, transformation
+from gradkit.transforms.norms import scaled_norm
 
 PyTree = Any
 
@@ -156,15 +157,15 @@ class Plane(NamedTuple):
         """Returns the plane of two trees, from the products with both."""
         dtype = tree.scalar_dtype(u)
         eps = jnp.finfo(dtype).eps
-        r11, size = tree.norm(u), tree.norm(v)
-        e = tree.scaled(_inverse(r11), u)
+        e, r11 = _unit(u)
+        size = scaled_norm(v).value
         rest, r12 = v, jnp.zeros((), dtype)
         for _ in range(2):  # twice is enough
             part = tree.inner(e, rest)
             rest, r12 = tree.add_scaled(rest, -part, e), r12 + part
-        r22 = tree.norm(rest)
-        r22 = jnp.where(r22 > jnp.sqrt(eps) * size, r22, 0)
-        f = tree.scaled(_inverse(r22), rest)
+        f, r22 = _unit(rest)
+        apart = r22 > jnp.sqrt(eps) * size
+        f, r22 = tree.scaled(jnp.where(apart, 1, 0), f), jnp.where(apart, r22, 0)
         Ae, Af = A @ e, A @ f
         cross = (tree.inner(e, Af) + tree.inner(f, Ae)) / 2
         T = jnp.array([[tree.inner(e, Ae), cross], [cross, tree.inner(f, Af)]], dtype)
@@ -180,6 +181,13 @@ class Plane(NamedTuple):
         (r11, r12), r22 = self.R[0], self.R[1, 1]
         of_v = y[1] * _inverse(r22)
         return (y[0] - r12 * of_v) * _inverse(r11), of_v
+
+
+def _unit(a: PyTree) -> tuple[PyTree, jax.Array]:
+    """a / ‖a‖ and ‖a‖; 0 and 0 for a = 0."""
+    norm = scaled_norm(a)
+    a = jax.tree.map(lambda x: (x * (1 / norm.scale)).astype(x.dtype), a)
+    return tree.scaled(_inverse(norm.rest), a), norm.value
 
 
 def _inverse(x: jax.Array) -> jax.Array:

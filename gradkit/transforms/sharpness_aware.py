@@ -13,6 +13,7 @@ from gradkit.core import needs_params, required
 from gradkit.states import Work
 from gradkit.transforms.foreign import as_link
 from gradkit.transforms.link import Link, link, transformation
+from gradkit.transforms.norms import scaled_norm
 
 PyTree = Any
 
@@ -73,8 +74,10 @@ def sharpness_aware(
             required(extra, name, member="sharpness_aware") for name in ("value", "value_fn")
         )
         needs_params(params, member="sharpness_aware")
-        norm = tree.norm(updates)
-        there = tree.add_scaled(params, h.rho / jnp.where(norm == 0, 1, norm), updates)
+        norm = scaled_norm(updates)
+        direction = jax.tree.map(lambda g: tree.wide(g) * (1 / norm.scale), updates)
+        length = jnp.where(norm.rest == 0, 1, norm.rest)
+        there = tree.add_scaled(params, h.rho / length, direction)
         highest, g = jax.value_and_grad(value_fn)(there)
         g = jax.tree.map(lambda x: tree.wide(x).conj(), g)
         u, following = part.advance(g, state.inner, params, h.now, extra)

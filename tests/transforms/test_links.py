@@ -111,7 +111,7 @@ def test_clipping_publishes_what_it_did():
     assert not gk.metrics(state)["clipped"]
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])  # whose square is infinite
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("clip", [gk.clip_by_global_norm, gk.clip_by_leaf_norm])
 def test_clipping_does_not_hide_a_norm_that_is_not_finite(clip, bad):
     (clipped,) = outputs(clip(1.0), [jnp.array([bad, 1.0])])
