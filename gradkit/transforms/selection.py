@@ -231,6 +231,14 @@ def mask_checked(mask: Labels | None, member: str) -> Callable:
     return init
 
 
+def traits_of(mask: Labels | None) -> dict[str, Any]:
+    """Returns what `link` is told of a rule with a mask.
+
+    One that is a function is called at each update, as it may read what changes.
+    """
+    return {"leafwise": mask is not None, "compiles": not callable(mask)}
+
+
 def on_params(
     rule: Callable, updates: PyTree, params: PyTree, mask: Labels | None, member: str
 ) -> PyTree:

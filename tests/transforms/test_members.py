@@ -307,6 +307,25 @@ def test_a_loss_that_reads_what_has_changed_is_compiled_again_or_read_again():
         np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+def test_a_mask_that_is_a_function_is_asked_at_each_update_outside_jit():
+    thawed = {"w"}
+
+    def mask(params):
+        return {name: name in thawed for name in params}
+
+    for tx in (
+        gk.chain(gk.add_decayed_weights(1.0, mask)),
+        gk.masked(gk.scale_by_learning_rate(2.0, flip_sign=False), mask, unselected="keep"),
+    ):
+        thawed.discard("b")
+        state = tx.init(PARAMS)
+        before, state = tx.update(PARAMS, state, PARAMS)
+        thawed.add("b")
+        after, _ = tx.update(PARAMS, state, PARAMS)
+        np.testing.assert_array_equal(before["b"], PARAMS["b"])
+        np.testing.assert_array_equal(after["b"], 2 * PARAMS["b"])
+
+
 # Leaves
 
 
