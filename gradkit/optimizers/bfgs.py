@@ -22,6 +22,7 @@ from gradkit.optimizers.differences import (
     needs_fraction,
     nothing_before,
     pair,
+    scale_after,
     seen,
     unit,
 )
@@ -73,8 +74,9 @@ def scale_by_bfgs(
     the last that fits the new pair, H y = s; it begins as γI, γ = sᵀy / yᵀy of the first. A pair
     is refused unless sᵀy > c ‖s‖‖y‖. H is dropped and d = γg where the last update has changed
     nothing, as when a line search has failed, and where −H g is no direction of descent. The first
-    d has a sensible length, whatever the scale of the loss. A gradient that is not finite passes as
-    it is and leaves no trace.
+    d has a sensible length, whatever the scale of the loss, and so has the one after a step along
+    γg that has changed nothing. A gradient whose norm is not finite passes as it is and leaves no
+    trace.
 
     Curvature that H⁻¹ overrates is slow to mend: the steps that would show it are short. Where
     sᵀH⁻¹s > sᵀy, H is therefore multiplied by their ratio before the pair is added (self-scaling),
@@ -124,7 +126,7 @@ def scale_by_bfgs(
             new = damped(new, state.before, state.direction_norm, damping)
         taken = new.usable & (new.cosine > h.min_cosine)
         pairs = jnp.where(new.changed | new.stuck, 0, state.pairs)
-        gamma = jnp.where(taken, new.inverse_curvature.astype(state.scale.dtype), state.scale)
+        gamma = scale_after(new, taken, state.scale, state.pairs == 0)
         plain = jnp.where(gamma > 0, gamma, first_scale(here.g, new.s_norm))
         H = jnp.where(pairs > 0, state.H, plain * jnp.eye(len(state.H), dtype=gamma.dtype))
         if self_scaling:

@@ -41,7 +41,7 @@ class Pair(NamedTuple):
         usable: whether the pair is of one finite loss, and s is not zero.
         stuck: whether s is zero, as the last update has changed nothing, and g is not.
         changed: whether the loss is not that of the update before.
-        finite: whether g is.
+        finite: whether the norms of g and y are numbers.
     """
 
     s: PyTree
@@ -112,10 +112,11 @@ def pair(before: Before, here: Before, free: PyTree | None = None) -> Pair:
     s, s_norm = unit(held(jax.tree.map(jnp.subtract, here.x, before.x), free))
     s_norm = jnp.where(before.known, s_norm, 0)
     y, y_norm = unit(held(jax.tree.map(jnp.subtract, here.g, before.g), free))
-    finite = jnp.isfinite(tree.largest(here.g))
+    top = tree.largest(here.g)
+    finite = top <= jnp.finfo(top.dtype).max / (2 * max(optax.tree.size(here.g), 1) ** 0.5)
     changed = before.known & finite & jnp.any(here.mark != before.mark)
     same = before.known & finite & ~changed
-    stuck = same & (s_norm == 0) & (tree.largest(here.g) > 0)
+    stuck = same & (s_norm == 0) & (top > 0)
     usable = same & (s_norm > 0)
     return Pair(s, y, s_norm, y_norm, tree.inner(s, y), usable, stuck, changed, finite)
 
@@ -199,6 +200,21 @@ def first_scale(grad: PyTree, last: jax.Array) -> jax.Array:
     """
     _, g_norm = unit(grad)
     return jnp.maximum(last, 1) / jnp.where(g_norm > 0, g_norm, 1)
+
+
+def scale_after(new: Pair, taken: jax.Array, last: jax.Array, plain: jax.Array) -> jax.Array:
+    """Returns γ of the pair if it is taken, else the last one.
+
+    0, for `first_scale`, where a step along γ g has changed nothing: γ may be of one huge gradient.
+
+    Args:
+        new: the pair.
+        taken: whether it is.
+        last: γ before.
+        plain: whether the last direction was γ g.
+    """
+    kept = jnp.where(new.stuck & plain, 0, last)
+    return jnp.where(taken, new.inverse_curvature.astype(last.dtype), kept)
 
 
 def held(a: PyTree, free: PyTree | None) -> PyTree:

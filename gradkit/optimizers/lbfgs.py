@@ -21,6 +21,7 @@ from gradkit.optimizers.differences import (
     needs_fraction,
     nothing_before,
     pair,
+    scale_after,
     seen,
     unit,
 )
@@ -88,8 +89,9 @@ def scale_by_lbfgs(
     the last, updated by each pair in turn as in `gk.scale_by_bfgs`, and never formed. A pair is
     refused unless sᵀy > c ‖s‖‖y‖. The memory is dropped and d = γg where the last update has
     changed nothing, as when a line search has failed, and where −H g is no direction of descent.
-    The first d has a sensible length, whatever the scale of the loss. A gradient that is not finite
-    passes as it is and leaves no trace.
+    The first d has a sensible length, whatever the scale of the loss, and so has the one after a
+    step along γg that has changed nothing. A gradient whose norm is not finite passes as it is and
+    leaves no trace.
 
     **A batch that changes is no use here**: y would be the difference of two functions. Where
     `value_fn` is among the extras, as it is from `observe`, a change of the batch is seen, the pair
@@ -132,7 +134,7 @@ def scale_by_lbfgs(
         taken = new.usable & (new.cosine > h.min_cosine)
         forgotten = new.changed | new.stuck
         pairs = _with(state.pairs, new, taken, forgotten)
-        gamma = jnp.where(taken, new.inverse_curvature.astype(state.scale.dtype), state.scale)
+        gamma = scale_after(new, taken, state.scale, state.pairs.stored == 0)
         q, g_norm = unit(held(here.g, free))
         if scale_init_precond:
             plain = jnp.where(gamma > 0, gamma, first_scale(here.g, new.s_norm))

@@ -19,6 +19,7 @@ from gradkit.optimizers.differences import (
     first_scale,
     nothing_before,
     pair,
+    scale_after,
     seen,
 )
 from gradkit.optimizers.lengths import stepping
@@ -141,7 +142,7 @@ def scale_by_nonlinear_cg(
         here, dtype = seen(updates, params, value_fn), state.beta.dtype
         new = pair(state.before, here)
         curved = new.usable & (new.cosine > h.min_cosine)
-        gamma = jnp.where(curved, new.inverse_curvature.astype(dtype), state.scale)
+        gamma = scale_after(new, curved, state.scale, state.beta == 0)
 
         sigma = tree.scale(state.before.g)
         g, g_before, d = (

@@ -65,7 +65,7 @@ def scale_by_quadratic_model(
     Differs: λ is changed at each update, by 19/20 or its inverse, where theirs is at each fifth by
     the fifth power. Curvature that is negative, which a Hessian may have, counts by its absolute
     value. An update that is not finite or would raise the loss is made all the same, as theirs is:
-    λ grows.
+    λ grows. One that is not finite is not taken for d₋.
 
     Cost: one gradient to linearize, two products and one evaluation of the loss an update; one tree
     of memory, five while it works.
@@ -115,11 +115,13 @@ def scale_by_quadratic_model(
         rounding = 100 * jnp.finfo(dtype).eps * jnp.abs(theta[1])
         damped = jnp.abs(theta) + lam
         y = -Q @ ((Q.T @ slopes) / damped)
-        length = jnp.sqrt(jnp.maximum(y @ plane.T @ y, 0))
+        unit = tree.scale(y)
+        length = unit * jnp.sqrt(jnp.maximum((y / unit) @ plane.T @ (y / unit), 0))
         if max_length is not None:
             y = y * jnp.minimum(1, h.max_length / jnp.where(length > 0, length, 1))
         d = plane.combined(y)
 
+        nothing = jax.tree.map(jnp.zeros_like, params)
         foretold = slopes @ y + y @ (Q * damped) @ Q.T @ y / 2
         reached = value_fn(tree.add_scaled(params, 1, d))
         ratio = ((reached - value) / jnp.where(foretold < 0, foretold, jnp.nan)).astype(dtype)
@@ -128,7 +130,7 @@ def scale_by_quadratic_model(
         rate, momentum = plane.coefficients(y)
         return d, QuadraticModelState(
             damping=(lam * growth).astype(dtype),
-            last=optax.tree.cast_like(d, params),
+            last=optax.tree.where(jnp.isfinite(y).all(), optax.tree.cast_like(d, params), nothing),
             rate=-rate,
             momentum=momentum,
             ratio=ratio,
