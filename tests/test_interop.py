@@ -49,7 +49,7 @@ def test_a_recipe_runs(recipe, tmp_path):
 
 
 def test_the_page_has_its_recipes_and_links_to_them():
-    assert len(recipes()) == PAGE.count("```python") == 19
+    assert len(recipes()) == PAGE.count("```python") == 21
     headings = re.findall(r"^##+ (.*)$", re.sub(r"(?s)```.*?```", "", PAGE), re.MULTILINE)
     anchors: list[str] = []
     for heading in headings:

@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 from gradkit import shardings, tree
 from gradkit.transforms.link import no_updates, one_more
 from gradkit.transforms.norms import bounded
+from gradkit.transforms.stacked import Stacked, beside_stack, layer_shape, stack_axes
 from gradkit.tree import wide_zeros
 
 PyTree = Any
@@ -45,46 +46,59 @@ class Cut(NamedTuple):
     Attributes:
         shape: of the leaf.
         widths: of a block along each axis. counts: of blocks along each, which cover the leaf.
-        axes: those that have a factor.
+        axes: those of a block that have a factor.
+        stack: the axis along which layers are stacked; a block is of one of them, without it.
     """
 
     shape: tuple[int, ...]
     widths: tuple[int, ...]
     counts: tuple[int, ...]
     axes: tuple[int, ...]
+    stack: int | None
 
     @classmethod
-    def of(cls, path: str, shape: tuple[int, ...], block_size: int, axes: Axes) -> Cut:
+    def of(
+        cls, path: str, shape: tuple[int, ...], block_size: int, axes: Axes, stack: int | None
+    ) -> Cut:
         """Returns the cut into the fewest equal blocks that are no wider than `block_size`."""
-        chosen = tuple(sorted(axis % len(shape) for axis in axes(path, shape)))
-        counts = tuple(-(-n // block_size) if k in chosen else 1 for k, n in enumerate(shape))
+        layer = layer_shape(shape, stack)
+        chosen = tuple(sorted(axis % len(layer) for axis in axes(path, layer)))
+        wide = beside_stack(chosen, stack)
+        counts = [-(-n // block_size) if k in wide else 1 for k, n in enumerate(shape)]
+        if stack is not None:
+            counts[stack] = shape[stack]
         widths = tuple(-(-n // count) for n, count in zip(shape, counts, strict=True))
-        return cls(shape, widths, counts, chosen)
+        return cls(shape, widths, tuple(counts), chosen, stack)
 
     @property
     def blocks(self) -> int:
         """How many there are."""
         return math.prod(self.counts)
 
+    @property
+    def block(self) -> tuple[int, ...]:
+        """The shape of one."""
+        return layer_shape(self.widths, self.stack)
+
     def blocked(self, x: jax.Array) -> jax.Array:
-        """Returns the blocks of a leaf, padded with zeros: shape (blocks, *widths).
+        """Returns the blocks of a leaf, padded with zeros: shape (blocks, *block).
 
         Where axes are sharded in Explicit mode, they are gathered; in Auto mode XLA decides.
         """
         x = shardings.gathered(x)
         if self.blocks == 1:
-            return x[None]
+            return jnp.reshape(x, (1, *self.block))
         sizes = [n * width for n, width in zip(self.counts, self.widths, strict=True)]
         x = jnp.pad(x, [(0, size - n) for size, n in zip(sizes, self.shape, strict=True)])
         pairs = [n for pair in zip(self.counts, self.widths, strict=True) for n in pair]
         k = len(self.shape)
         x = jnp.transpose(jnp.reshape(x, pairs), [*range(0, 2 * k, 2), *range(1, 2 * k, 2)])
-        return jnp.reshape(x, (self.blocks, *self.widths))
+        return jnp.reshape(x, (self.blocks, *self.block))
 
     def whole(self, x: jax.Array) -> jax.Array:
         """Returns the leaf of its blocks."""
         if self.blocks == 1:
-            return x[0]
+            return jnp.reshape(x, self.shape)
         k = len(self.shape)
         order = [axis for pair in zip(range(k), range(k, 2 * k), strict=True) for axis in pair]
         x = jnp.transpose(jnp.reshape(x, (*self.counts, *self.widths)), order)
@@ -99,31 +113,50 @@ def every_matrix(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return long if len(long) > 1 else ()
 
 
-def cuts(params: PyTree, block_size: int, axes: Axes) -> list[Cut]:
-    """Returns how each leaf is cut, in the order of the leaves."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    return [Cut.of(tree.path_name(path), jnp.shape(x), block_size, axes) for path, x in leaves]
+class Plan(NamedTuple):
+    """How every leaf is cut.
+
+    Attributes:
+        member: who cuts, for messages.
+        block_size: widest block.
+        axes: (dotted path, shape of a layer) -> the axes that have a factor.
+        stacked: of `transforms.stacked.stack_axes`.
+    """
+
+    member: str
+    block_size: int
+    axes: Axes
+    stacked: Stacked | None
+
+    def cuts(self, params: PyTree) -> list[Cut]:
+        """Returns how each leaf is cut, in the order of the leaves."""
+        leaves = jax.tree_util.tree_leaves_with_path(params)
+        stacks = stack_axes(self.stacked, params, member=self.member)
+        return [
+            Cut.of(tree.path_name(path), jnp.shape(x), self.block_size, self.axes, stack)
+            for (path, x), stack in zip(leaves, stacks, strict=True)
+        ]
 
 
-def begun(params: PyTree, block_size: int, axes: Axes, *, blocked: bool) -> KroneckerState:
+def begun(params: PyTree, plan: Plan, *, blocked: bool) -> KroneckerState:
     """Returns the state before the first update.
 
     Args:
         params: tree of parameters.
-        block_size, axes: of `cuts`.
+        plan: how leaves are cut.
         blocked: whether the averages are kept by blocks, where a leaf is cut.
     """
-    plans = cuts(params, block_size, axes)
+    plans = plan.cuts(params)
     leaves, structure = jax.tree.flatten(wide_zeros(params))
 
     def zeros(cut, x):
-        return jnp.zeros((cut.blocks, *cut.widths), x.dtype) if blocked and cut.blocks > 1 else x
+        return jnp.zeros((cut.blocks, *cut.block), x.dtype) if blocked and cut.blocks > 1 else x
 
     def real_zeros(cut, x):
         return zeros(cut, jnp.zeros_like(x, jnp.finfo(x.dtype).dtype))
 
     def matrices(cut, x):
-        widths = (cut.widths[axis] for axis in cut.axes)
+        widths = (cut.block[axis] for axis in cut.axes)
         return tuple(jnp.zeros((cut.blocks, n, n), x.dtype) for n in widths)
 
     def each(function):
@@ -152,11 +185,9 @@ class Leaves(NamedTuple):
     matrices: list[tuple]
 
     @classmethod
-    def of(
-        cls, updates: PyTree, state: KroneckerState, h: Any, block_size: int, axes: Axes
-    ) -> Leaves:
+    def of(cls, updates: PyTree, state: KroneckerState, h: Any, plan: Plan) -> Leaves:
         """Returns the leaves of an update, with the hyperparameter `b2`."""
-        plans = cuts(updates, block_size, axes)
+        plans = plan.cuts(updates)
         leaves, structure = jax.tree.flatten(updates)
         mu, nu, factors, matrices = (structure.flatten_up_to(part) for part in state[1:])
         g = [bounded(x, 2**8 * max(x.size, 1)) for x in leaves]
@@ -178,7 +209,7 @@ def grams(cut: Cut, g: jax.Array) -> tuple[jax.Array, ...]:
     """Returns G Gᵀ of each block g for each factor, G the matrix of its axis and the others."""
 
     def gram(axis):
-        G = jnp.reshape(jnp.moveaxis(g, axis + 1, 1), (cut.blocks, cut.widths[axis], -1))
+        G = jnp.reshape(jnp.moveaxis(g, axis + 1, 1), (cut.blocks, cut.block[axis], -1))
         return jnp.einsum("bim,bjm->bij", G, jnp.conj(G), precision=HIGHEST)
 
     return tuple(gram(axis) for axis in cut.axes)

@@ -9,7 +9,7 @@ import optax
 from gradkit import shardings
 from gradkit.core import needs_count
 from gradkit.optimizers import kronecker
-from gradkit.optimizers.kronecker import HIGHEST, Axes, Leaves, applied
+from gradkit.optimizers.kronecker import HIGHEST, Axes, Leaves, Plan, applied
 from gradkit.transforms.chain import chain
 from gradkit.transforms.conditional import every_so_often
 from gradkit.transforms.decay import add_decayed_weights
@@ -17,6 +17,7 @@ from gradkit.transforms.learning_rate import scale_by_learning_rate
 from gradkit.transforms.link import Link, link, transformation
 from gradkit.transforms.norms import scaled_norms
 from gradkit.transforms.selection import Labels
+from gradkit.transforms.stacked import Stacked
 from gradkit.tree import root, square
 
 RIDGE = 1e-6  # added to the eigenvalues of a factor, times the largest one
@@ -32,6 +33,7 @@ def scale_by_shampoo(
     grafting: bool = True,
     block_size: int = 1024,
     axes: Axes = kronecker.every_matrix,
+    stacked: Stacked | None = None,
 ) -> Link:
     """Scales updates by an inverse root of the second moments along each axis.
 
@@ -60,19 +62,24 @@ def scale_by_shampoo(
         grafting: give each leaf's update the norm of Adam's.
         block_size: widest factor; a longer axis is cut into equal blocks.
         axes: (dotted path, shape) -> the axes of that leaf which have a factor; by default those
-            longer than 1, if there are two of them at least.
+            longer than 1, if there are two of them at least. Of stacked layers the shape is one's.
+        stacked: leaves in which layers are stacked, as for `jax.lax.scan`: each has factors of its
+            own. A pattern of paths or several for axis 0, `"layers.*"`, patterns with the axis of
+            each, `{"layers.*": 1}`, or a function of the parameters that returns a tree of axes and
+            False.
 
     Raises:
         ValueError: `every` or `block_size` is not a positive whole number.
     """
     needs_count(every, "every", member="scale_by_shampoo")
     needs_count(block_size, "block_size", member="scale_by_shampoo")
+    plan = Plan("scale_by_shampoo", block_size, axes, stacked)
 
     def init(params, step):
-        return kronecker.begun(params, block_size, axes, blocked=False)
+        return kronecker.begun(params, plan, blocked=False)
 
     def update(updates, state, params, h, **_):
-        leaves = Leaves.of(updates, state, h, block_size, axes)
+        leaves = Leaves.of(updates, state, h, plan)
         c1, c2 = h.bias("b1", state.age), h.bias("b2", state.age)
         mu = h.averaged("b1", leaves.mu, leaves.g)
         nu = h.averaged("b2", leaves.nu, [square(x) for x in leaves.g])
@@ -90,7 +97,7 @@ def scale_by_shampoo(
         own = [k for k, cut in enumerate(leaves.cuts) if cut.axes]
         found = [scaled(leaves.cuts[k], mu[k], roots[k]) for k in own]
         if grafting:
-            found = _grafted(found, [adam[k] for k in own])
+            found = _grafted(found, [adam[k] for k in own], [leaves.cuts[k].stack for k in own])
         u = {**dict(enumerate(adam)), **dict(zip(own, found, strict=True))}
         return leaves.ended(list(u.values()), mu, nu, roots)
 
@@ -110,6 +117,7 @@ def shampoo(
     grafting: bool = True,
     block_size: int = 1024,
     axes: Axes = kronecker.every_matrix,
+    stacked: Stacked | None = None,
 ) -> Link:
     """Shampoo: θ ← (1 − η w) θ − η u, u the average of g times inverse roots of second moments.
 
@@ -130,11 +138,13 @@ def shampoo(
         grafting: give each leaf's update the norm of Adam's.
         block_size: widest factor.
         axes: which axes have a factor; see `gk.scale_by_shampoo`.
+        stacked: leaves in which layers are stacked; see `gk.scale_by_shampoo`.
 
     Raises:
         ValueError: `every` or `block_size` is not a positive whole number.
     """
     given = {"every": every, "grafting": grafting, "block_size": block_size, "axes": axes}
+    given["stacked"] = stacked
     return chain(
         scale_by_shampoo(b1, b2, eps, **given),
         add_decayed_weights(weight_decay, mask),
@@ -142,9 +152,11 @@ def shampoo(
     ).named("shampoo")
 
 
-def _grafted(u: list[jax.Array], like: list[jax.Array]) -> list[jax.Array]:
-    """Each array with the norm of another; until roots are renewed it may be of any size."""
-    along = [tuple(range(x.ndim)) for x in u]
+def _grafted(
+    u: list[jax.Array], like: list[jax.Array], stacks: list[int | None]
+) -> list[jax.Array]:
+    """Each layer with the norm of another; until roots are renewed it may be of any size."""
+    along = [tuple(k for k in range(x.ndim) if k != s) for x, s in zip(u, stacks, strict=True)]
     norms = scaled_norms([*u, *like], along * 2)
     own, wanted = norms[: len(u)], norms[len(u) :]
 

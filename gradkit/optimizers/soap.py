@@ -12,13 +12,14 @@ import optax
 from gradkit import shardings
 from gradkit.core import needs_count
 from gradkit.optimizers import kronecker
-from gradkit.optimizers.kronecker import HIGHEST, Axes, Cut, Leaves, applied
+from gradkit.optimizers.kronecker import HIGHEST, Axes, Cut, Leaves, Plan, applied
 from gradkit.transforms.chain import chain
 from gradkit.transforms.conditional import when
 from gradkit.transforms.decay import add_decayed_weights
 from gradkit.transforms.learning_rate import scale_by_learning_rate
 from gradkit.transforms.link import Link, link, transformation
 from gradkit.transforms.selection import Labels
+from gradkit.transforms.stacked import Stacked
 from gradkit.tree import root, square
 
 PyTree = Any
@@ -33,6 +34,7 @@ def scale_by_soap(
     every: int = 10,
     block_size: int = 1024,
     axes: Axes = kronecker.every_matrix,
+    stacked: Stacked | None = None,
 ) -> Link:
     """Scales updates as Adam does, in bases Q of the eigenvectors of each axis's second moments.
 
@@ -63,19 +65,24 @@ def scale_by_soap(
         every: steps from one renewal of the bases to the next.
         block_size: widest factor.
         axes: (dotted path, shape) -> the axes of that leaf which have a factor; by default those
-            longer than 1, if there are two of them at least.
+            longer than 1, if there are two of them at least. Of stacked layers the shape is one's.
+        stacked: leaves in which layers are stacked, as for `jax.lax.scan`: each has factors of its
+            own. A pattern of paths or several for axis 0, `"layers.*"`, patterns with the axis of
+            each, `{"layers.*": 1}`, or a function of the parameters that returns a tree of axes and
+            False.
 
     Raises:
         ValueError: `every` or `block_size` is not a positive whole number.
     """
     needs_count(every, "every", member="scale_by_soap")
     needs_count(block_size, "block_size", member="scale_by_soap")
+    plan = Plan("scale_by_soap", block_size, axes, stacked)
 
     def init(params, step):
-        return kronecker.begun(params, block_size, axes, blocked=True)
+        return kronecker.begun(params, plan, blocked=True)
 
     def update(updates, state, params, h, **_):
-        leaves = Leaves.of(updates, state, h, block_size, axes)
+        leaves = Leaves.of(updates, state, h, plan)
         c1, c2 = h.bias("b1", state.age), h.bias("b2", state.age)
         age, kept = state.age, (leaves.matrices, leaves.mu, leaves.nu)
 
@@ -116,6 +123,7 @@ def soap(
     every: int = 10,
     block_size: int = 1024,
     axes: Axes = kronecker.every_matrix,
+    stacked: Stacked | None = None,
 ) -> Link:
     """SOAP: θ ← (1 − η w) θ − η u, with u Adam's update in the eigenbases of Shampoo's factors.
 
@@ -135,12 +143,13 @@ def soap(
         every: steps from one renewal of the bases to the next.
         block_size: widest factor.
         axes: which axes have a factor; see `gk.scale_by_soap`.
+        stacked: leaves in which layers are stacked; see `gk.scale_by_soap`.
 
     Raises:
         ValueError: `every` or `block_size` is not a positive whole number.
     """
     return chain(
-        scale_by_soap(b1, b2, eps, every=every, block_size=block_size, axes=axes),
+        scale_by_soap(b1, b2, eps, every=every, block_size=block_size, axes=axes, stacked=stacked),
         add_decayed_weights(weight_decay, mask),
         scale_by_learning_rate(learning_rate),
     ).named("soap")
@@ -168,7 +177,7 @@ def _iterated(
 
 def _in_blocks(cut: Cut, kept: jax.Array) -> jax.Array:
     """The blocks of an average that is kept by blocks, or whole where there is one."""
-    return jnp.reshape(shardings.gathered(kept), (cut.blocks, *cut.widths))
+    return jnp.reshape(shardings.gathered(kept), (cut.blocks, *cut.block))
 
 
 def _like(blocks: jax.Array, kept: jax.Array) -> jax.Array:

@@ -12,6 +12,7 @@ from gradkit import tree
 from gradkit.core import needs_params
 from gradkit.transforms.link import Link, link, transformation
 from gradkit.transforms.norms import ScaledNorm, scaled_norm, scaled_norms
+from gradkit.transforms.stacked import Stacked, beside_stack, layer_shape, stack_axes
 from gradkit.tree import wide
 
 PyTree = Any
@@ -69,7 +70,7 @@ def clip_by_global_norm(max_norm: optax.ScalarOrSchedule) -> Link:
 
 
 @transformation
-def clip_by_leaf_norm(max_norm: optax.ScalarOrSchedule) -> Link:
+def clip_by_leaf_norm(max_norm: optax.ScalarOrSchedule, *, stacked: Stacked | None = None) -> Link:
     """Scales each leaf g of the updates by c/‖g‖ if its own norm ‖g‖ > c.
 
     As in `gk.clip_by_global_norm`, finite updates may have any size; a NaN or an infinity makes its
@@ -81,6 +82,11 @@ def clip_by_leaf_norm(max_norm: optax.ScalarOrSchedule) -> Link:
 
     Args:
         max_norm: c [the unit of the updates].
+        stacked: leaves in which layers are stacked, as for `jax.lax.scan`: each
+            layer has a norm of its own.
+            A pattern of paths or several for axis 0, `"layers.*"`, patterns with the axis of each,
+            `{"layers.*": 1}`, or a function of the parameters that returns a tree of axes and
+            False.
     """
 
     def init(params, step):
@@ -89,7 +95,11 @@ def clip_by_leaf_norm(max_norm: optax.ScalarOrSchedule) -> Link:
     def update(updates, state, params, h, **_):
         leaves, structure = jax.tree.flatten(updates)
         limits = [h.max_norm] * len(leaves)
-        norms = scaled_norms(leaves, [tuple(range(g.ndim)) for g in leaves], limits)
+        stacks = stack_axes(stacked, updates, member="clip_by_leaf_norm")
+        along = [
+            tuple(k for k in range(g.ndim) if k != s) for g, s in zip(leaves, stacks, strict=True)
+        ]
+        norms = scaled_norms(leaves, along, limits)
         return _clipped(structure, leaves, norms, limits)
 
     return link(init, update, leafwise=True, max_norm=max_norm)
@@ -114,18 +124,19 @@ def adaptive_grad_clip(
     clipping: optax.ScalarOrSchedule,
     eps: optax.ScalarOrSchedule = 1e-3,
     axis: int | tuple[int, ...] | None = None,
+    *,
+    stacked: Stacked | None = None,
 ) -> Link:
     """Scales each unit's update g to the norm λ max(‖θ‖, ε) if it is longer, θ the unit's weights.
 
-    A unit is one output of a layer: all axes of a leaf but the last, for kernels as flax lays them
-    out (`(in, out)`, `(height, width, in, out)`); a leaf with at most one axis is one unit. As in
-    `gk.clip_by_global_norm`, finite updates may have any size; a NaN or an infinity makes its unit
-    NaN.
+    A unit is one output of a layer, for kernels as flax lays them out: all axes of a leaf but the
+    last of `(in, out)` and `(height, width, in, out)`, the first of `(in, heads, out)`; a leaf with
+    at most one axis longer than 1 is one unit. As in `gk.clip_by_global_norm`, finite updates may
+    have any size; a NaN or an infinity makes its unit NaN.
 
     Source: Brock, De, Smith & Simonyan (2021), equation 3.
     Differs: from optax in that the norms are accumulated in float32 at least and do not overflow,
-    and in the units of a leaf with three axes, where optax takes the norm along the first alone,
-    and of shape (1, n), which is one unit there.
+    in `stacked`, and in that leaves may have more than five axes.
 
     Cost: one more pass over the updates and one over the parameters; two where squares leave the
     range.
@@ -133,10 +144,15 @@ def adaptive_grad_clip(
     Args:
         clipping: λ, the largest ratio of an update's norm to its weights'.
         eps: ε, the least norm of the weights that counts [the unit of the parameters].
-        axis: the axes within a unit; by default all but the last.
+        axis: the axes within a unit, those of one layer where layers are stacked.
+        stacked: leaves in which layers are stacked, as for `jax.lax.scan`: units are
+            within a layer.
+            A pattern of paths or several for axis 0, `"layers.*"`, patterns with the axis of each,
+            `{"layers.*": 1}`, or a function of the parameters that returns a tree of axes and
+            False.
 
     Raises:
-        ValueError: `update` was called without the parameters.
+        ValueError: `update` was called without the parameters, or `stacked` does not fit.
     """
 
     def init(params, step):
@@ -146,13 +162,27 @@ def adaptive_grad_clip(
         needs_params(params, member="adaptive_grad_clip")
         leaves, structure = jax.tree.flatten(updates)
         weights, count = jax.tree.leaves(params), len(leaves)
-        along = [unit_axes(g.ndim, axis) for g in leaves]
+        stacks = stack_axes(stacked, updates, member="adaptive_grad_clip")
+        along = [
+            beside_stack(_units(layer_shape(g.shape, s), axis), s)
+            for g, s in zip(leaves, stacks, strict=True)
+        ]
         least = [h.clipping * h.eps] * count + [h.eps] * count
         norms = scaled_norms([*leaves, *weights], along * 2, least)
         limits = [h.clipping * jnp.maximum(n.value, h.eps) for n in norms[count:]]
         return _clipped(structure, leaves, norms[:count], limits)
 
     return link(init, update, leafwise=True, clipping=clipping, eps=eps)
+
+
+def _units(shape: tuple[int, ...], axis: int | tuple[int, ...] | None) -> tuple[int, ...]:
+    """The axes within a unit, as optax has them: attention's kernels are (in, heads, out)."""
+    ndim = len(shape)
+    if axis is not None:
+        return tuple(k % ndim for k in unit_axes(ndim, axis))
+    if sum(n != 1 for n in shape) <= 1:
+        return tuple(range(ndim))
+    return (0,) if ndim == 3 else unit_axes(ndim)
 
 
 def unit_axes(ndim: int, axis: int | tuple[int, ...] | None = None) -> tuple[int, ...]:

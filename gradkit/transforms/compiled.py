@@ -101,10 +101,12 @@ def _traced(function: Callable, params: PyTree) -> tuple[tuple[list, list], _Pro
 
     def whole(*leaves_and_params):
         *held, params = leaves_and_params
-        return (structure.unflatten(held) if structure else function)(params)
+        return (function if structure is None else structure.unflatten(held))(params)
 
     closed, result = jax.make_jaxpr(whole, return_shape=True)(*leaves, params)
-    return (leaves, closed.consts), _Program(closed.jaxpr, result, structure or function)
+    return (leaves, closed.consts), _Program(
+        closed.jaxpr, result, function if structure is None else structure
+    )
 
 
 def _without_arrays(function: Any) -> Any:

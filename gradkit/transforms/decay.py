@@ -5,7 +5,7 @@ from __future__ import annotations
 import optax
 
 from gradkit.transforms.link import Link, link, transformation
-from gradkit.transforms.selection import Labels, mask_checked, on_params
+from gradkit.transforms.selection import Labels, mask_checked, on_params, traits_of
 from gradkit.tree import wide
 
 
@@ -46,4 +46,4 @@ def add_decayed_weights(
         return on_params(decayed, updates, params, mask, member), state
 
     init = mask_checked(mask, member)
-    return link(init, update, leafwise=mask is not None, weight_decay=weight_decay)
+    return link(init, update, **traits_of(mask), weight_decay=weight_decay)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple, NoReturn
 
 import jax
@@ -83,6 +84,11 @@ def refuse_missing(updates: PyTree, missing: PyTree, *, member: str) -> None:
     found = jax.tree_util.tree_leaves_with_path(updates, is_leaf=lambda x: x is None)
     if nothing := [f"  {tree.path_name(path)}: {NO_LEAF}" for path, x in found if x is None]:
         _refuse(nothing, member=member)
+
+
+def is_about_trees(error: Exception) -> bool:
+    """Returns whether an error says that trees differ, as where an update is None."""
+    return re.search("None|tree|structure", str(error)) is not None
 
 
 def _refuse(lines: list[str], *, member: str) -> NoReturn:

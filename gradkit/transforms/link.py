@@ -24,6 +24,8 @@ from gradkit.validation import check_parameters
 PyTree = Any
 P = ParamSpec("P")
 
+_NAMED = inspect.Parameter.VAR_KEYWORD
+
 
 class Now(NamedTuple):
     """What a member is told of the update that it is part of.
@@ -116,8 +118,8 @@ class Link(optax.GradientTransformationExtraArgs):
             now = Now(state[-1], jax.tree.map(operator.attrgetter("dtype"), updates))
             try:
                 following, inner = advance(updates, inner, params, now, with_data(extra))
-            except (ValueError, TypeError, AttributeError):
-                if params is None or missing is not None:  # perhaps the state has what they lack
+            except (ValueError, TypeError, AttributeError) as error:
+                if missing is not None or (params is None and leaves.is_about_trees(error)):
                     leaves.refuse_missing(updates, missing, member=name)
                 raise
             inner = (inner,) if members is None else inner
@@ -157,14 +159,19 @@ class Link(optax.GradientTransformationExtraArgs):
     @functools.cached_property
     def _value(self) -> tuple:
         factory, args, kwargs = self.recipe  # pyright: ignore[reportGeneralTypeIssues]
-        given = inspect.signature(factory).bind(*args, **kwargs)
+        signature = inspect.signature(factory)
+        given = signature.bind(*args, **kwargs)
         given.apply_defaults()
-        return factory, self.name, given.arguments
+        arguments = [  # in order, which matters to the members of a chain
+            tuple(value.items()) if signature.parameters[name].kind is _NAMED else value
+            for name, value in given.arguments.items()
+        ]
+        return factory, self.name, arguments
 
     @functools.cached_property
     def _hash(self) -> int:
         factory, name, arguments = self._value
-        return hash((factory, name, *map(values.hash_of, arguments.values())))
+        return hash((factory, name, *map(values.hash_of, arguments)))
 
     def __copy__(self) -> Link:
         return self

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -11,7 +9,7 @@ import optax
 from gradkit.transforms.clipping import unit_axes
 from gradkit.transforms.link import Link, link, transformation
 from gradkit.transforms.norms import scaled_norms
-from gradkit.transforms.selection import Labels, mask_checked, on_params
+from gradkit.transforms.selection import Labels, mask_checked, on_params, traits_of
 from gradkit.tree import wide
 
 
@@ -53,8 +51,8 @@ def proximal_step(
         return on_params(step, updates, params, mask, "proximal_step"), state
 
     init = mask_checked(mask, "proximal_step")
-    about: Any = {"leafwise": mask is not None, "steps": True}
-    return link(init, update, **about, learning_rate=learning_rate, l1=l1, l2=l2)
+    about = traits_of(mask)
+    return link(init, update, **about, steps=True, learning_rate=learning_rate, l1=l1, l2=l2)
 
 
 @transformation
@@ -96,7 +94,7 @@ def project_max_norm(max_norm: optax.ScalarOrSchedule, mask: Labels | None = Non
         return on_params(step, updates, params, mask, "project_max_norm"), state
 
     init = mask_checked(mask, "project_max_norm")
-    return link(init, update, leafwise=True, max_norm=max_norm)
+    return link(init, update, **(traits_of(mask) | {"leafwise": True}), max_norm=max_norm)
 
 
 def _moved(pair: tuple[jax.Array, jax.Array]) -> jax.Array:

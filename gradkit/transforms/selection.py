@@ -231,6 +231,14 @@ def mask_checked(mask: Labels | None, member: str) -> Callable:
     return init
 
 
+def traits_of(mask: Labels | None) -> dict[str, Any]:
+    """Returns what `link` is told of a rule with a mask.
+
+    One that is a function is called at each update, as it may read what changes.
+    """
+    return {"leafwise": mask is not None, "compiles": not callable(mask)}
+
+
 def on_params(
     rule: Callable, updates: PyTree, params: PyTree, mask: Labels | None, member: str
 ) -> PyTree:
@@ -270,6 +278,8 @@ def _broadcast(
 
     A tree that can be called, such as an `equinox.Module`, is a tree if its leaves are labels.
     """
+    if not jax.tree.leaves(params):  # or what stands for any, in `optax.tree.map_params`
+        return []
     leaves, structure = jax.tree.flatten(labels)
     leaf = jax.tree_util.treedef_is_leaf(structure)
     is_tree = bool(leaves) and not leaf and all(map(is_label, leaves))

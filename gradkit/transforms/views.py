@@ -73,4 +73,5 @@ def with_data(extra: dict[str, Any]) -> dict[str, Any]:
             f"{', '.join(sorted(extra))}; pass tx.update(grad, state, params, value_fn=value_fn"
             f"{named}, ...), or a function of the parameters alone"
         )
-    return extra | {"value_fn": Partial(value_fn, **{n: extra[n] for n in own if n in extra})}
+    given = {name: extra[name] for name in own if name in extra}
+    return extra | {"value_fn": Partial(value_fn, **given)} if given else extra

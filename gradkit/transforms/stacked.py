@@ -1,0 +1,59 @@
+"""Layers that are stacked in one leaf, as `jax.lax.scan` over layers takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gradkit import tree
+from gradkit.transforms.selection import by_path
+
+PyTree = Any
+Stacked = str | Sequence[str] | Mapping[str, int] | Callable[[PyTree], PyTree]
+"""A pattern of paths or several, whose leaves are stacked along axis 0; patterns with the axis of
+each; or a function of the parameters -> a tree of axes, False for a leaf that is not stacked."""
+
+_ALONE = False
+
+
+def stack_axes(stacked: Stacked | None, params: PyTree, *, member: str) -> list[int | None]:
+    """Returns for each leaf the axis along which layers are stacked, or None.
+
+    Raises:
+        ValueError: a pattern matches no leaf, or a leaf has no such axis; the message names it.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    if stacked is None or not leaves:
+        return [None] * len(leaves)
+    if callable(stacked):
+        labels = stacked(params)
+    else:
+        patterns = [stacked] if isinstance(stacked, str) else stacked
+        axes = patterns if isinstance(patterns, Mapping) else dict.fromkeys(patterns, 0)
+        labels = by_path(axes, default=_ALONE)(params)
+    found = []
+    for (path, leaf), axis in zip(leaves, jax.tree.leaves(labels), strict=True):
+        ndim = jnp.ndim(leaf)
+        if axis is _ALONE:
+            found.append(None)
+            continue
+        if isinstance(axis, bool) or not isinstance(axis, int) or not -ndim <= axis < ndim:
+            raise ValueError(
+                f"{member}: stacked must give an axis of each leaf, or False; got {axis!r} for "
+                f"{tree.leaf_name(path) or 'the leaf'} of shape {jnp.shape(leaf)}"
+            )
+        found.append(axis % ndim)
+    return found
+
+
+def layer_shape(shape: tuple[int, ...], stack: int | None) -> tuple[int, ...]:
+    """Returns the shape of one layer of a leaf."""
+    return tuple(n for axis, n in enumerate(shape) if axis != stack)
+
+
+def beside_stack(axes: tuple[int, ...], stack: int | None) -> tuple[int, ...]:
+    """Returns the axes of a layer as axes of the leaf that it is stacked in."""
+    return tuple(k if stack is None or k < stack else k + 1 for k in axes)
