@@ -76,6 +76,11 @@ class Cut(NamedTuple):
         return math.prod(self.counts)
 
     @property
+    def squares(self) -> int:
+        """How many squares of a layer's numbers its factors and averages have room for."""
+        return 2**8 * max(math.prod(layer_shape(self.shape, self.stack)), 1)
+
+    @property
     def block(self) -> tuple[int, ...]:
         """The shape of one."""
         return layer_shape(self.widths, self.stack)
@@ -190,7 +195,7 @@ class Leaves(NamedTuple):
         plans = plan.cuts(updates)
         leaves, structure = jax.tree.flatten(updates)
         mu, nu, factors, matrices = (structure.flatten_up_to(part) for part in state[1:])
-        g = [bounded(x, 2**8 * max(x.size, 1)) for x in leaves]
+        g = [bounded(x, cut.squares) for cut, x in zip(plans, leaves, strict=True)]
         outer = [grams(cut, cut.blocked(x)) for cut, x in zip(plans, g, strict=True)]
         factors = optax.tree.cast_like(h.averaged("b2", factors, outer), factors)
         return cls(plans, structure, state.age, g, mu, nu, factors, matrices)

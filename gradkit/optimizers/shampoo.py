@@ -46,7 +46,7 @@ def scale_by_shampoo(
     algorithm 2; Anil et al. (2021), "Scalable second order optimization for deep learning", for
     averages, grafting, blocks and roots that are renewed every so many steps.
     Differs: roots are by eigenvalues, in float32 at least, after the addition of 10⁻⁶ times the
-    largest. Numbers beyond ±2⁶⁰/√n (in float32), n those of the leaf, count as that: no finite
+    largest. Numbers beyond ±2⁶⁰/√n (in float32), n those of the layer, count as that: no finite
     gradient makes a factor infinite.
 
     Cost: 4 Σₖ nₖ operations a parameter, nₖ the widths of its block; every so many steps the

@@ -49,7 +49,7 @@ def scale_by_soap(
     gradient is rotated, not after. M is turned into new bases once, where the paper turns the
     average of G at each step, which is the same. An axis longer than `block_size` is cut into
     equal blocks with factors of their own, where the authors' code leaves it as it is. Numbers
-    beyond ±2⁶⁰/√n (in float32), n those of the leaf, count as that: no finite gradient makes a
+    beyond ±2⁶⁰/√n (in float32), n those of the layer, count as that: no finite gradient makes a
     factor infinite.
 
     Cost: 6 Σₖ nₖ operations a parameter, nₖ the widths of its block; every so many steps a QR

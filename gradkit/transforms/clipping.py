@@ -90,6 +90,7 @@ def clip_by_leaf_norm(max_norm: optax.ScalarOrSchedule, *, stacked: Stacked | No
     """
 
     def init(params, step):
+        stack_axes(stacked, params, member="clip_by_leaf_norm")
         return ClippedState(jnp.zeros(()))
 
     def update(updates, state, params, h, **_):
@@ -156,6 +157,7 @@ def adaptive_grad_clip(
     """
 
     def init(params, step):
+        stack_axes(stacked, params, member="adaptive_grad_clip")
         return ClippedState(jnp.zeros(()))
 
     def update(updates, state, params, h, **_):

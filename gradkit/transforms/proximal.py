@@ -94,7 +94,8 @@ def project_max_norm(max_norm: optax.ScalarOrSchedule, mask: Labels | None = Non
         return on_params(step, updates, params, mask, "project_max_norm"), state
 
     init = mask_checked(mask, "project_max_norm")
-    return link(init, update, **(traits_of(mask) | {"leafwise": True}), max_norm=max_norm)
+    about: dict[str, Any] = traits_of(mask) | {"leafwise": True}
+    return link(init, update, **about, max_norm=max_norm)
 
 
 def _moved(pair: tuple[jax.Array, jax.Array]) -> jax.Array:

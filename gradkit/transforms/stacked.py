@@ -14,7 +14,8 @@ from gradkit.transforms.selection import by_path
 PyTree = Any
 Stacked = str | Sequence[str] | Mapping[str, int] | Callable[[PyTree], PyTree]
 """A pattern of paths or several, whose leaves are stacked along axis 0; patterns with the axis of
-each; or a function of the parameters -> a tree of axes, False for a leaf that is not stacked."""
+each; or a function of the parameters -> a tree of axes or a prefix of one, False or None where
+nothing is stacked."""
 
 _ALONE = False
 
@@ -23,7 +24,8 @@ def stack_axes(stacked: Stacked | None, params: PyTree, *, member: str) -> list[
     """Returns for each leaf the axis along which layers are stacked, or None.
 
     Raises:
-        ValueError: a pattern matches no leaf, or a leaf has no such axis; the message names it.
+        ValueError: a pattern matches no leaf, a leaf has no such axis, or a tree of axes does not
+            fit; the message says which.
     """
     leaves = jax.tree_util.tree_leaves_with_path(params)
     if stacked is None or not leaves:
@@ -35,9 +37,10 @@ def stack_axes(stacked: Stacked | None, params: PyTree, *, member: str) -> list[
         axes = patterns if isinstance(patterns, Mapping) else dict.fromkeys(patterns, 0)
         labels = by_path(axes, default=_ALONE)(params)
     found = []
-    for (path, leaf), axis in zip(leaves, jax.tree.leaves(labels), strict=True):
+    each = _broadcast(labels, params, member=member)
+    for (path, leaf), axis in zip(leaves, each, strict=True):
         ndim = jnp.ndim(leaf)
-        if axis is _ALONE:
+        if axis is _ALONE or axis is None:
             found.append(None)
             continue
         if isinstance(axis, bool) or not isinstance(axis, int) or not -ndim <= axis < ndim:
@@ -47,6 +50,22 @@ def stack_axes(stacked: Stacked | None, params: PyTree, *, member: str) -> list[
             )
         found.append(axis % ndim)
     return found
+
+
+def _broadcast(axes: PyTree, params: PyTree, *, member: str) -> list:
+    """The axis of each leaf."""
+    try:
+        full = jax.tree.broadcast(axes, params, is_leaf=_is_none)
+    except ValueError as error:
+        raise ValueError(
+            f"{member}: stacked must give a tree like the parameters or a prefix of it:\n  "
+            f"expected {jax.tree.structure(params)}\n  got {jax.tree.structure(axes)}"
+        ) from error
+    return jax.tree.leaves(full, is_leaf=_is_none)
+
+
+def _is_none(leaf: Any) -> bool:
+    return leaf is None
 
 
 def layer_shape(shape: tuple[int, ...], stack: int | None) -> tuple[int, ...]:

@@ -74,6 +74,66 @@ def test_axes_may_come_from_a_function_of_the_parameters():
     jax.tree.map(np.testing.assert_array_equal, u, expected)
 
 
+def test_axes_may_be_a_prefix_of_the_parameters():
+    params = stack(apart(0, jnp.float32), 0)
+    expected = gk.clip_by_leaf_norm(0.5, stacked="layers.*")
+    expected, _ = expected.update(params, expected.init(params), params)
+    for other in (None, False):
+        by_prefix = gk.clip_by_leaf_norm(
+            0.5, stacked=lambda _, other=other: {"layers": 0, "head": other}
+        )
+        u, _ = by_prefix.update(params, by_prefix.init(params), params)
+        jax.tree.map(np.testing.assert_array_equal, u, expected)
+
+
+def test_axes_of_another_tree_are_refused_at_init():
+    params = stack(apart(0, jnp.float32), 0)
+    tx = gk.clip_by_leaf_norm(0.5, stacked=lambda _: {"layers": 0})
+    with pytest.raises(ValueError, match="clip_by_leaf_norm: stacked must give a tree like"):
+        tx.init(params)
+
+
+@pytest.mark.parametrize("name", ["shampoo", "soap", "soap, cut"])
+def test_a_huge_gradient_of_stacked_layers_is_as_one_of_the_layers_apart(name):
+    """Its bound is for the size of one layer."""
+    stacked, plain = MEMBERS[name](stacked="layers.*"), MEMBERS[name]()
+    params = apart(0, jnp.float32)
+    state, expected_state = stacked.init(stack(params, 0)), plain.init(params)
+    update, expected_update = jax.jit(stacked.update), jax.jit(plain.update)
+    for size in (1.0, 1e30, 1.0, 1.0):
+        grads = jax.tree.map(lambda x, size=size: size * x, apart(1, jnp.float32))
+        u, state = update(stack(grads, 0), state, stack(params, 0))
+        expected, expected_state = expected_update(grads, expected_state, params)
+        for x, y in zip(*map(jax.tree.leaves, (u, stack(expected, 0))), strict=True):
+            assert np.isfinite(x).all()
+            np.testing.assert_allclose(x, y, rtol=0.01, atol=1e-4)
+
+
+@pytest.mark.parametrize("factory", [gk.scale_by_shampoo, gk.scale_by_soap])
+def test_a_state_of_stacked_layers_holds_those_of_the_layers(factory):
+    stacked, plain = factory(every=2, stacked="layers.w"), factory(every=2)
+    grads = [apart(step, jnp.float32) for step in range(3)]
+    params = stack(apart(0, jnp.float32), 0)
+    whole = {"layers": {"w": params["layers"]["w"]}}
+    state = stacked.init(whole)
+    alone = [plain.init(layer(0)["w"]) for _ in range(LAYERS)]
+    for g in grads:
+        each = [g["layers"][i]["w"] for i in range(LAYERS)]
+        _, state = jax.jit(stacked.update)({"layers": {"w": jnp.stack(each)}}, state)
+        alone = [jax.jit(plain.update)(x, s)[1] for x, s in zip(each, alone, strict=True)]
+    kept = state[0].memory
+    for i, one in enumerate(alone):
+        one = one[0].memory
+        for name in ("m", "v"):
+            mine = getattr(kept, name)["layers"]["w"][i]
+            np.testing.assert_allclose(mine, getattr(one, name), rtol=1e-3, atol=1e-5)
+        for name in ("factors", "matrices"):
+            for mine, its in zip(
+                getattr(kept, name)["layers"]["w"], getattr(one, name), strict=True
+            ):
+                np.testing.assert_allclose(mine[i], its[0], rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("stacked", "message"),
     [
