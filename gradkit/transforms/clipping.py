@@ -48,8 +48,8 @@ def clip_by_global_norm(max_norm: optax.ScalarOrSchedule) -> Link:
 
     Source: Pascanu, Mikolov & Bengio (2013), algorithm 1.
     Differs: from optax in the norm, which is accumulated in float32 at least and does not overflow,
-    and in that the factor is part of the next link's arithmetic: no clipped gradient is written to
-    memory.
+    in that an infinity makes every update NaN, and in that the factor is part of the next link's
+    arithmetic: no clipped gradient is written to memory.
 
     Cost: one more pass over the updates; two where squares leave the range.
 
@@ -137,7 +137,8 @@ def adaptive_grad_clip(
 
     Source: Brock, De, Smith & Simonyan (2021), equation 3.
     Differs: from optax in that the norms are accumulated in float32 at least and do not overflow,
-    in `stacked`, and in that leaves may have more than five axes.
+    in `stacked`, in that leaves may have more than five axes, in limits below 10⁻⁶, which optax
+    does not reach, and in that an infinity is not hidden.
 
     Cost: one more pass over the updates and one over the parameters; two where squares leave the
     range.

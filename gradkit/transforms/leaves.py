@@ -122,4 +122,6 @@ def _paths(whole: PyTree) -> set[str]:
 
 
 def _array(leaf: Any) -> Any:
-    return leaf if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) else jnp.asarray(leaf)
+    if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
+        return leaf
+    return jnp.asarray(leaf, jnp.result_type(leaf))  # of a dtype that does not give way

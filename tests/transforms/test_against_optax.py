@@ -119,3 +119,15 @@ def test_low_precision_parameters_get_accurate_updates(low):
         assert steps[low].dtype == low
         difference = jnp.abs(steps[low].astype(jnp.float32) - steps[jnp.float32])
         assert difference.max() <= 20 * jnp.finfo(low).eps * jnp.abs(steps[jnp.float32]).max()
+
+
+@pytest.mark.parametrize(
+    "shape", [(), (3,), (1, 3), (3, 1), (2, 3), (2, 3, 4), (1, 3, 1), (2, 1, 3, 4)]
+)
+def test_units_are_those_of_optax(shape):
+    params = jax.random.normal(jax.random.key(0), shape)
+    grads = jax.random.normal(jax.random.key(1), shape)
+    ours, theirs = gk.adaptive_grad_clip(0.1), optax.adaptive_grad_clip(0.1)
+    found, _ = ours.update(grads, ours.init(params), params)
+    expected, _ = theirs.update(grads, theirs.init(params), params)
+    np.testing.assert_allclose(found, expected, rtol=2e-6)
