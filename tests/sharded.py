@@ -35,6 +35,13 @@ GIVEN = {
 }
 """The arguments that transformations must be given."""
 WRAPPED = {
+    "adaptive_grad_clip of stacked layers": lambda: gk.chain(
+        gk.adaptive_grad_clip(0.1, stacked={"w": 0, "t": 1}), gk.sgd(0.1)
+    ),
+    "clip_by_leaf_norm of stacked layers": lambda: gk.chain(
+        gk.clip_by_leaf_norm(0.1, stacked={"w": 0, "t": 1}), gk.sgd(0.1)
+    ),
+    "masked": lambda: gk.masked(gk.adam(0.1), "w", unselected="zero"),
     "average_params in a chain": lambda: gk.chain(gk.sgd(0.1), gk.average_params()),
     "clip_by_global_norm in a chain": lambda: gk.chain(gk.clip_by_global_norm(0.1), gk.adamw(0.1)),
     "low_precision, bfloat16": lambda: gk.low_precision(gk.adam(0.1), min_size=8),
