@@ -47,7 +47,6 @@ def shared_names():
 
 NOT_DRAWN = {
     "add_noise": "Differs: in `key` and in the numbers drawn.",
-    "centralize": "Differs: in the axes over which the mean is taken.",
     "lbfgs": "Differs: in the line search and in the first step.",
     "lookahead": "Differs: optax's parameters are a pair of trees; test_guarding.py has it.",
     "scale_by_lbfgs": "Differs: in the first step, and in that pairs are tested.",
