@@ -58,7 +58,12 @@ class Cut(NamedTuple):
 
     @classmethod
     def of(
-        cls, path: str, shape: tuple[int, ...], block_size: int, axes: Axes, stack: int | None
+        cls,
+        path: str,
+        shape: tuple[int, ...],
+        block_size: int,
+        axes: Axes,
+        stack: int | None = None,
     ) -> Cut:
         """Returns the cut into the fewest equal blocks that are no wider than `block_size`."""
         layer = layer_shape(shape, stack)
