@@ -51,7 +51,7 @@ PAIRS: dict[str, Callable] = {
 COMPILED = [0]
 
 
-def count(event, duration, **_):
+def count(event, duration_secs, **_):
     COMPILED[0] += "backend_compile" in event
 
 

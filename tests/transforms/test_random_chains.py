@@ -47,7 +47,6 @@ def shared_names():
 
 NOT_DRAWN = {
     "add_noise": "Differs: in `key` and in the numbers drawn.",
-    "centralize": "Differs: in the axes over which the mean is taken.",
     "lbfgs": "Differs: in the line search and in the first step.",
     "lookahead": "Differs: optax's parameters are a pair of trees; test_guarding.py has it.",
     "scale_by_lbfgs": "Differs: in the first step, and in that pairs are tested.",
@@ -319,7 +318,7 @@ class Case(NamedTuple):
     values: list
     with_params: bool
 
-    def given(self, wide=False, noise=None):
+    def given(self, wide=False, noise=None, floats=True):
         """Gradient, parameters and value of each step, as they are or in float32 at least.
 
         With a noise each number is a rounding off.
@@ -337,7 +336,7 @@ class Case(NamedTuple):
                     x = x.astype(np.promote_types(d, np.float32))
                 if noise is not None:
                     x = (x * (1 + unit * rng.choice([-1, 1], x.shape))).astype(x.dtype)
-                bare = shape is float and self.python_floats and not wide
+                bare = shape is float and self.python_floats and floats and not wide
                 found[f"L{i}"] = float(x) if bare else jnp.asarray(x)
             return eval(self.tree.text, found)
 
@@ -480,7 +479,7 @@ def dtypes_in_optax(case, wanted):
     if all(d.itemsize >= 4 for d in case.dtypes):
         return [x.dtype for x in wanted[0]]
     tx = built(case.chains.theirs)
-    ((gradient, params, value), *_) = case.given()
+    ((gradient, params, value), *_) = case.given(floats=False)
     given = params if case.with_params else None
     try:
         updates, _ = eval_shape(
@@ -593,7 +592,7 @@ def largest_deviation(found, wanted, rtol, slack=None):
     slack = slack or [[np.zeros(x.shape) for x in u] for u in found]
     return max(
         (
-            deviation(x, y, rtol or RTOL[str(x.dtype)], s)
+            deviation(x, y, max(rtol, RTOL[str(x.dtype)]), s)
             for updates in zip(found, wanted, slack, strict=True)
             for x, y, s in zip(*updates, strict=True)
         ),
@@ -616,7 +615,7 @@ def check(seeds):
             pairs = [("optax", found[i], wanted[i])] * (not narrows(case))
             pairs += [("gradkit outside jit", found[0], eager)] * (i == 0)
             for name, got, want in pairs:
-                rtol = 1e-4 if rounds_decays(case) else None
+                rtol = 1e-4 if rounds_decays(case) else 0
                 far = largest_deviation(got, want, rtol)
                 if far > 1:
                     far = largest_deviation(got, want, rtol, magnified(case, theirs, i, wanted[i]))
@@ -653,8 +652,14 @@ def magnified(case, theirs, i, wanted):
     if rough:
         runs.append(Together([case.chains.theirs], [case]).run()[0][0])
 
+    def size(leaf):
+        """The largest number that a leaf has seen: a difference of such may be any rounding."""
+        whole = np.concatenate([np.ravel(u[leaf]).astype(np.float64) for u in wanted])
+        return np.abs(whole[np.isfinite(whole)]).max(initial=0)
+
     def spread(t, leaf, x):
         apart = 16 * np.max([distance(run[t][leaf], x) for run in runs], axis=0)
+        apart = apart + 2 * rounding(case) * size(leaf)
         widest = apart[np.isfinite(apart)].max(initial=0)
         return np.maximum(apart, widest) if rough else apart
 
