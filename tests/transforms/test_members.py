@@ -24,8 +24,6 @@ from gradkit import core
 from gradkit.transforms import adaptive, curvature_scaling
 from gradkit.transforms.link import Link
 
-pytestmark = pytest.mark.contract
-
 X = jnp.linspace(-1.0, 1.0, 20).reshape(5, 4)
 PARAMS = {"w": jnp.ones((4, 3)), "b": jnp.arange(3.0)}
 RANDOM = {"add_noise", "stochastic_rounding", "low_precision"}  # by the step
