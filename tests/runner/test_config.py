@@ -743,8 +743,8 @@ optimizer:
   every: 2
   inner:
     - {name: clip_by_global_norm, max_norm: 1.0}
-    - {name: masked, mask: "*.kernel", inner: {name: sgd, learning_rate: {step_decay: {
-        peak: 0.5, factor: 0.5, every: 3}}}}
+    - {name: masked, mask: "*.kernel", unselected: zero, inner: {name: sgd, learning_rate: {
+        step_decay: {peak: 0.5, factor: 0.5, every: 3}}}}
 """
 
 
@@ -773,7 +773,8 @@ def test_a_wrapped_optimizer_is_that_of_python(write):
 
     found = optimizers.build(load(write(WRAPPED)).optimizer)
     rate = gk.step_decay(0.5, factor=0.5, every=3)
-    inner = gk.chain(gk.clip_by_global_norm(1.0), gk.masked(gk.sgd(rate), "*.kernel"))
+    kernels = gk.masked(gk.sgd(rate), "*.kernel", unselected="zero")
+    inner = gk.chain(gk.clip_by_global_norm(1.0), kernels)
     expected = gk.accumulate(inner, every=2)
     params = {"a": {"kernel": np.ones(3, np.float32), "bias": np.ones(2, np.float32)}}
     states = [tx.init(params) for tx in (found, expected)]
