@@ -23,6 +23,9 @@ OPTIMIZERS = [
 ]
 
 
+SLOW_UNDER_VMAP = {"cubic", "trust_region", "nonlinear_cg", "saddle_free", "levenberg_marquardt"}
+
+
 @pytest.fixture
 def dtype():
     """One precision, as each test compiles; each optimizer's own tests have both."""
@@ -131,7 +134,15 @@ def test_structure_and_dtypes_are_kept(tx, precision):
         assert types(following) == types(state)
 
 
-def test_vmap_equals_one_by_one(tx, dtype, eps):
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in SLOW_UNDER_VMAP else name
+        for name in OPTIMIZERS
+    ],
+)
+def test_vmap_equals_one_by_one(name, dtype, eps):
+    tx = getattr(gk, name)()
     loss, params, batch = logistic(dtype)
     starts = jax.tree.map(
         lambda x: x + jnp.arange(3, dtype=dtype).reshape(3, *[1] * x.ndim), params

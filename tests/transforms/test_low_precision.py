@@ -91,7 +91,14 @@ def test_only_large_trees_like_the_parameters_are_packed(kind):
 
 
 @KINDS
-@pytest.mark.parametrize("factory", [gk.adam, gk.sgd, optax.adam, gk.soap, gk.adahessian])
+@pytest.mark.parametrize(
+    "factory",
+    [
+        gk.adam,
+        gk.sgd,
+        *(pytest.param(f, marks=pytest.mark.slow) for f in (optax.adam, gk.soap, gk.adahessian)),
+    ],
+)
 def test_training_goes_as_in_float32(kind, factory):
     rng = np.random.default_rng(0)
     x, w = rng.normal(size=(512, 16)), rng.normal(size=(16, 8))

@@ -15,7 +15,7 @@ LOW = [jnp.bfloat16, jnp.float16]
 
 @pytest.mark.parametrize("low", LOW)
 def test_the_global_norm_is_that_of_float32(low):
-    grads = [jnp.full(1000, 10.0, low) for _ in range(200)]
+    grads = [jnp.full(10_000, 10.0, low) for _ in range(20)]
     tx = gk.clip_by_global_norm(1e9)
     _, state = tx.update(grads, tx.init(grads))
     np.testing.assert_allclose(state.norm, np.sqrt(200 * 1000 * 100.0), rtol=1e-6)
