@@ -52,7 +52,7 @@ def averaged_diagonal(tx, problem, params, batch, count, **asked):
 
         return jax.lax.fori_loop(0, count, again, state)
 
-    return ravel_pytree(measured(tx.init(params)).nu)[0]
+    return ravel_pytree(measured(tx.init(params)).diagonal)[0]
 
 
 @pytest.mark.slow

@@ -363,7 +363,7 @@ def test_the_eigenvectors_are_sharded_like_the_parameters_in_both_modes():
                 state = jax.jit(update)(params, tx.init(params))
             for found in (state.curvature, state.preconditioned):
                 assert found.vector.sharding.is_equivalent_to(split, 2), found.vector.sharding
-            assert abs(float(state.curvature.value) - 30) < 0.1, state.curvature
+            assert abs(float(state.curvature.eigenvalue) - 30) < 0.1, state.curvature
         print("both modes")
         """
     )
