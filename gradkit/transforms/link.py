@@ -258,12 +258,10 @@ def no_updates() -> jax.Array:
     return jnp.zeros((), jnp.int32)
 
 
+@functools.partial(jax.jit, inline=True)
 def one_more(count: Any) -> jax.Array:
     """Returns the count after another update; at the largest number it stays."""
-    return _one_more(count)
-
-
-_one_more = jax.jit(optax.safe_increment, inline=True)
+    return optax.safe_increment(count)
 
 
 def link(

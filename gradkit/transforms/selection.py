@@ -284,12 +284,23 @@ def _broadcast(
     leaf = jax.tree_util.treedef_is_leaf(structure)
     is_tree = bool(leaves) and not leaf and all(map(is_label, leaves))
     full = labels(params) if callable(labels) and not is_tree else labels
+    return broadcast_prefix(full, params, f"{member}: the labels must form")
+
+
+def broadcast_prefix(
+    prefix: PyTree, params: PyTree, must: str, is_leaf: Callable[[Any], bool] | None = None
+) -> list:
+    """Returns for each leaf of the parameters what a tree like them, or a prefix of one, says.
+
+    Raises:
+        ValueError: it is no such tree; the message begins with `must`.
+    """
     try:
-        return jax.tree.leaves(jax.tree.broadcast(full, params))
+        return jax.tree.leaves(jax.tree.broadcast(prefix, params, is_leaf=is_leaf), is_leaf=is_leaf)
     except ValueError as error:
         raise ValueError(
-            f"{member}: the labels must form a tree like the parameters or a prefix of it:\n  "
-            f"expected {jax.tree.structure(params)}\n  got {jax.tree.structure(full)}"
+            f"{must} a tree like the parameters or a prefix of it:\n  "
+            f"expected {jax.tree.structure(params)}\n  got {jax.tree.structure(prefix)}"
         ) from error
 
 

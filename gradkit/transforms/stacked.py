@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from gradkit import tree
-from gradkit.transforms.selection import by_path
+from gradkit.transforms.selection import broadcast_prefix, by_path
 
 PyTree = Any
 Stacked = str | Sequence[str] | Mapping[str, int] | Callable[[PyTree], PyTree]
@@ -37,7 +37,8 @@ def stack_axes(stacked: Stacked | None, params: PyTree, *, member: str) -> list[
         axes = patterns if isinstance(patterns, Mapping) else dict.fromkeys(patterns, 0)
         labels = by_path(axes, default=_ALONE)(params)
     found = []
-    each = _broadcast(labels, params, member=member)
+    must = f"{member}: stacked must give"
+    each = broadcast_prefix(labels, params, must, is_leaf=lambda axis: axis is None)
     for (path, leaf), axis in zip(leaves, each, strict=True):
         ndim = jnp.ndim(leaf)
         if axis is _ALONE or axis is None:
@@ -50,22 +51,6 @@ def stack_axes(stacked: Stacked | None, params: PyTree, *, member: str) -> list[
             )
         found.append(axis % ndim)
     return found
-
-
-def _broadcast(axes: PyTree, params: PyTree, *, member: str) -> list:
-    """The axis of each leaf."""
-    try:
-        full = jax.tree.broadcast(axes, params, is_leaf=_is_none)
-    except ValueError as error:
-        raise ValueError(
-            f"{member}: stacked must give a tree like the parameters or a prefix of it:\n  "
-            f"expected {jax.tree.structure(params)}\n  got {jax.tree.structure(axes)}"
-        ) from error
-    return jax.tree.leaves(full, is_leaf=_is_none)
-
-
-def _is_none(leaf: Any) -> bool:
-    return leaf is None
 
 
 def layer_shape(shape: tuple[int, ...], stack: int | None) -> tuple[int, ...]:
