@@ -261,7 +261,7 @@ def no_updates() -> jax.Array:
 @functools.partial(jax.jit, inline=True)
 def one_more(count: Any) -> jax.Array:
     """Returns the count after another update; at the largest number it stays."""
-    return optax.safe_increment(count)
+    return jnp.asarray(optax.safe_increment(count))
 
 
 def link(

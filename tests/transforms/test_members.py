@@ -32,7 +32,7 @@ MEASURING |= {"scale_by_sophia", "scale_by_adahessian"}
 
 # Those that take a second to compile are for `make test-all`, but for one of a kind.
 HEAVY = {name for name in MEMBERS if re.search("newton|bfgs|saddle_free|nonlinear_cg", name)}
-HEAVY |= {"cubic", "trust_region", "levenberg_marquardt", "hessian_free", "quadratic_model"}
+HEAVY |= {"cubic", "trust_region", "levenberg_marquardt", "hessian_free"}
 HEAVY |= {"scale_by_quadratic_model", "shampoo", "soap", *MEASURING} - {"track_sharpness"}
 HEAVY -= {"lbfgs"}
 
